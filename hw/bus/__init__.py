@@ -1,0 +1,1 @@
+"""Signatures shared between components, each field declared once."""

@@ -1,0 +1,43 @@
+"""Frames on the Ethernet wire, as the outside hands them to the MAC."""
+
+from amaranth.lib import data, stream
+
+from hw.lib.time import NOW_WIDTH
+
+from .memory import PACKET_WIDTH
+from .tilelink import LINE_BITS
+
+__all__ = ["FrameBeat", "PacketBeat", "PacketStream", "WireStream"]
+
+
+class FrameBeat(data.Struct):
+    """Up to 64 bytes of a frame, destination address first, FCS included.
+
+    The MAC takes the time of preamble, SFD, bytes and inter-frame gap; a beat handed over early waits.
+    """
+
+    data: LINE_BITS  #: byte i in bits 8i+7 : 8i; bytes past the end are zero
+    length: 16  #: bytes of the whole frame, FCS included; constant over its beats
+    first: 1
+    last: 1
+    packet: PACKET_WIDTH  #: id of the frame, counted from 1
+    start: NOW_WIDTH  #: cycle of the card's clock before which the preamble may not start; valid with ``first``
+
+
+#: A stream of :class:`FrameBeat`.
+WireStream = stream.Signature(FrameBeat)
+
+
+class PacketBeat(data.Struct):
+    """Up to 64 bytes of a received packet inside the card."""
+
+    data: LINE_BITS
+    first: 1
+    last: 1
+    length: 16  #: bytes of the packet as it goes to memory; valid with ``last`` inside the MAC, always after the buffer
+    packet: PACKET_WIDTH
+    discard: 1  #: valid with ``last``: the frame is bad and must leave no trace in the packet buffer
+
+
+#: A stream of :class:`PacketBeat`.
+PacketStream = stream.Signature(PacketBeat)

@@ -1,0 +1,430 @@
+"""Every size, latency and frequency of a machine, validated, from a TOML preset.
+
+A preset lies in ``hw/presets/NAME.toml``; a user's own file has the same form and may begin from a preset with
+``base = "NAME"``. Each field's unit stands beside it. :class:`ConfigError` carries one line that names the
+field and what would be valid.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from hw.bus.tilelink import LINE_BYTES
+from hw.memory_map import BAR0_BASE
+
+__all__ = [
+    "ClockConfig",
+    "ConfigError",
+    "CoreConfig",
+    "DramConfig",
+    "L1Config",
+    "LlcConfig",
+    "MachineConfig",
+    "NicConfig",
+    "PcieConfig",
+    "load_machine",
+    "preset_names",
+]
+
+PRESETS = Path(__file__).with_name("presets")
+
+#: Bytes a TLP costs beside its payload: framing, sequence number, header, LCRC (the published
+#: pcie-model of Neugebauer et al., SIGCOMM 2018: 64-bit addressing for requests).
+TLP_OVERHEAD_REQUEST = 24
+TLP_OVERHEAD_COMPLETION = 20
+
+#: Bytes on the wire beside a frame's own: preamble and SFD before it, inter-frame gap after it (IEEE 802.3).
+PREAMBLE_BYTES = 8
+INTER_FRAME_GAP_BYTES = 12
+
+
+class ConfigError(ValueError):
+    """A machine that cannot be; the message is one line for the user."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _power_of_two(name: str, value: int, least: int = 1) -> None:
+    _require(
+        value >= least and value & (value - 1) == 0, f"{name} must be a power of two of at least {least}, not {value}"
+    )
+
+
+def _between(name: str, value: float, least: float, most: float) -> None:
+    _require(least <= value <= most, f"{name} must be between {least} and {most}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockConfig:
+    """Frequencies in MHz, at most three decimals. All clocks rise together at tick 0."""
+
+    core: float
+    uncore: float
+    nic: float
+    dram: float
+
+    def __post_init__(self):
+        for f in fields(self):
+            mhz = getattr(self, f.name)
+            _between(f"clocks.{f.name}", mhz, 1, 10_000)
+            _require(
+                (Fraction(str(mhz)) * 1000).denominator == 1, f"clocks.{f.name} has more than three decimals: {mhz}"
+            )
+
+    def khz(self, name: str) -> int:
+        """Frequency of one clock in kHz."""
+        return int(Fraction(str(getattr(self, name))) * 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreConfig:
+    """The cores and their ports."""
+
+    count: int  #: cores
+    load_queue: int  #: loads in flight
+    store_buffer: int  #: stores not yet visible
+
+    def __post_init__(self):
+        _between("core.count", self.count, 1, 8)
+        _between("core.load_queue", self.load_queue, 1, 128)
+        _between("core.store_buffer", self.store_buffer, 1, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Config:
+    """The L1 data cache of each core."""
+
+    size_kib: int
+    ways: int
+    latency: int  #: core cycles from issue to completion of a load that hits, at least 4
+    mshrs: int  #: lines missed at once
+
+    def __post_init__(self):
+        _power_of_two("l1.size_kib", self.size_kib)
+        _power_of_two("l1.ways", self.ways)
+        _require(self.size_kib * 1024 >= self.ways * LINE_BYTES, "l1.size_kib is too small for l1.ways")
+        _between("l1.latency", self.latency, 4, 64)
+        _between("l1.mshrs", self.mshrs, 1, 32)
+
+    @property
+    def sets(self) -> int:
+        """Number of sets."""
+        return self.size_kib * 1024 // LINE_BYTES // self.ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlcConfig:
+    """The last-level cache, its snoop filter and DDIO."""
+
+    size_kib: int
+    ways: int
+    latency: int  #: uncore cycles from Acquire accepted to Grant offered for a line that hits unshared
+    slots: int  #: transactions in flight
+    ddio: bool  #: device writes allocate in and update the cache; off: they go to DRAM
+    ddio_ways: int  #: ways device writes may allocate in
+    snoop_filter_lines: int  #: lines of private caches that can be tracked
+    snoop_filter_ways: int
+
+    def __post_init__(self):
+        _power_of_two("llc.size_kib", self.size_kib)
+        _between("llc.ways", self.ways, 1, 32)
+        lines = self.size_kib * 1024 // LINE_BYTES
+        _require(lines % self.ways == 0, f"llc.ways must divide the {lines} lines of llc.size_kib, not {self.ways}")
+        _power_of_two("llc.size_kib * 1024 / 64 / llc.ways (sets)", lines // self.ways, 2)
+        _between("llc.latency", self.latency, 8, 255)
+        _between("llc.slots", self.slots, 2, 32)
+        _between("llc.ddio_ways", self.ddio_ways, 1, self.ways)
+        _power_of_two("llc.snoop_filter_ways", self.snoop_filter_ways)
+        _power_of_two("llc.snoop_filter_lines", self.snoop_filter_lines, 2 * self.snoop_filter_ways)
+        _require(
+            self.snoop_filter_sets <= self.sets,
+            f"llc.snoop_filter_lines / llc.snoop_filter_ways = {self.snoop_filter_sets} sets must be at most the "
+            f"{self.sets} sets of the cache",
+        )
+
+    @property
+    def sets(self) -> int:
+        """Number of sets of the cache."""
+        return self.size_kib * 1024 // LINE_BYTES // self.ways
+
+    @property
+    def snoop_filter_sets(self) -> int:
+        """Number of sets of the snoop filter."""
+        return self.snoop_filter_lines // self.snoop_filter_ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class DramConfig:
+    """One channel, one rank of DDR4 behind a 64-bit bus. Timings in cycles of the DRAM clock, JEDEC's names."""
+
+    size_mib: int
+    bank_groups: int
+    banks_per_group: int
+    columns: int  #: per row, in 8-byte words
+    queue: int  #: requests the controller holds
+    CL: int
+    CWL: int
+    tRCD: int
+    tRP: int
+    tRAS: int
+    tRFC: int
+    tREFI: int
+    tFAW: int
+    tRRD_S: int
+    tRRD_L: int
+    tCCD_S: int
+    tCCD_L: int
+    tWR: int
+    tWTR_S: int
+    tWTR_L: int
+    tRTP: int
+
+    #: Cycles the data bus is busy with one line: a burst of eight on both edges.
+    BURST = 4
+
+    def __post_init__(self):
+        _power_of_two("dram.size_mib", self.size_mib)
+        _require(
+            self.size_mib <= BAR0_BASE >> 20, f"dram.size_mib must be at most {BAR0_BASE >> 20}, not {self.size_mib}"
+        )
+        for name in ("bank_groups", "banks_per_group"):
+            _power_of_two(f"dram.{name}", getattr(self, name))
+            _between(f"dram.{name}", getattr(self, name), 1, 8)
+        _power_of_two("dram.columns", self.columns, 16)
+        _require(
+            self.rows >= 2,
+            f"dram.size_mib = {self.size_mib} leaves {self.rows} rows per bank; at least 2 are needed",
+        )
+        _between("dram.queue", self.queue, 2, 64)
+        for f in fields(self):
+            if f.name == "CL" or f.name.startswith("t") or f.name == "CWL":
+                _between(f"dram.{f.name}", getattr(self, f.name), 1, 65535)
+        _require(
+            self.tRAS >= self.tRCD,
+            f"dram.tRAS must be at least tRCD = {self.tRCD} (a row stays open to be read), not {self.tRAS}",
+        )
+        _require(self.CWL <= self.CL, f"dram.CWL must be at most CL = {self.CL}, not {self.CWL}")
+        for long, short in (("tRRD_L", "tRRD_S"), ("tCCD_L", "tCCD_S"), ("tWTR_L", "tWTR_S")):
+            _require(
+                getattr(self, long) >= getattr(self, short),
+                f"dram.{long} must be at least {short} = {getattr(self, short)}, not {getattr(self, long)}",
+            )
+        _require(
+            self.tCCD_S >= self.BURST, f"dram.tCCD_S must be at least the burst's {self.BURST}, not {self.tCCD_S}"
+        )
+        _require(self.tFAW >= self.tRRD_S, f"dram.tFAW must be at least tRRD_S = {self.tRRD_S}, not {self.tFAW}")
+        _require(self.tREFI > self.tRFC, f"dram.tREFI must exceed tRFC = {self.tRFC}, not {self.tREFI}")
+
+    @property
+    def lines(self) -> int:
+        """Cache lines held."""
+        return self.size_mib * 1024 * 1024 // LINE_BYTES
+
+    @property
+    def lines_per_row(self) -> int:
+        """Cache lines in one row of one bank."""
+        return self.columns * 8 // LINE_BYTES
+
+    @property
+    def banks(self) -> int:
+        """Number of banks over all groups."""
+        return self.bank_groups * self.banks_per_group
+
+    @property
+    def rows(self) -> int:
+        """Rows per bank."""
+        return self.lines // self.lines_per_row // self.banks
+
+
+@dataclass(frozen=True, kw_only=True)
+class PcieConfig:
+    """The link between root complex and card."""
+
+    gbps: float  #: each way, after line code and data-link packets, before TLP overhead
+    latency_ns: float  #: one way, wire to wire, besides serialisation
+    mps: int  #: maximum payload size, bytes
+    mrrs: int  #: maximum read request size, bytes
+    posted_credits: int  #: posted TLPs the receiver can hold
+    non_posted_credits: int  #: read requests the receiver can hold
+    completion_credits: int  #: completions the receiver can hold
+
+    def __post_init__(self):
+        _between("pcie.gbps", self.gbps, 0.1, 1000)
+        _between("pcie.latency_ns", self.latency_ns, 0, 10_000)
+        for name in ("mps", "mrrs"):
+            _power_of_two(f"pcie.{name}", getattr(self, name), 128)
+            _between(f"pcie.{name}", getattr(self, name), 128, 4096)
+        for name in ("posted_credits", "non_posted_credits", "completion_credits"):
+            _between(f"pcie.{name}", getattr(self, name), 1, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NicConfig:
+    """The card."""
+
+    line_gbps: float  #: line rate of the port
+    packet_buffer_kib: int  #: receive packet buffer
+    max_frame: int  #: largest frame the packet buffer and the data path are built for, FCS included
+    descriptor_cache: int  #: receive descriptors held on the card, a multiple of 4
+    read_tags: int  #: DMA reads in flight
+    msix_vectors: int
+
+    def __post_init__(self):
+        _between("nic.line_gbps", self.line_gbps, 0.01, 400)
+        _power_of_two("nic.packet_buffer_kib", self.packet_buffer_kib)
+        _between("nic.max_frame", self.max_frame, 64, 16 * 1024 - 1)
+        _require(
+            self.packet_buffer_kib * 1024 >= 2 * self.max_frame,
+            f"nic.packet_buffer_kib = {self.packet_buffer_kib} must hold two frames of nic.max_frame = {self.max_frame}",
+        )
+        _power_of_two("nic.descriptor_cache", self.descriptor_cache, 8)
+        _between("nic.read_tags", self.read_tags, 1, 256)
+        _between("nic.msix_vectors", self.msix_vectors, 1, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """A whole machine."""
+
+    name: str
+    description: str
+    clocks: ClockConfig
+    core: CoreConfig
+    l1: L1Config
+    llc: LlcConfig
+    dram: DramConfig
+    pcie: PcieConfig
+    nic: NicConfig
+    sources: Mapping[str, str] = field(default_factory=dict)  #: where figures come from, by field
+
+    def __post_init__(self):
+        nic_bytes = LINE_BYTES * self.clocks.khz("nic") * 1000
+        for name, gbps in (("nic.line_gbps", self.nic.line_gbps), ("pcie.gbps", self.pcie.gbps)):
+            limit = nic_bytes * 8 / 1e9
+            _require(
+                gbps <= limit,
+                f"{name} = {gbps:g} exceeds the {limit:g} Gb/s that {LINE_BYTES} bytes per cycle of clocks.nic = "
+                f"{self.clocks.nic:g} MHz can carry",
+            )
+
+    @property
+    def ticks_per_second(self) -> int:
+        """The unit of simulated time: the finest common measure of all periods."""
+        return 1000 * math.lcm(*(self.clocks.khz(f.name) for f in fields(self.clocks)))
+
+    def period_ticks(self, clock: str) -> int:
+        """Period of ``clock`` ("core", "uncore", "nic" or "dram") in ticks."""
+        return self.ticks_per_second // (1000 * self.clocks.khz(clock))
+
+    def cycles_per_byte(self, gbps: float) -> Fraction:
+        """Card cycles one byte takes at ``gbps``, exact."""
+        return Fraction(self.clocks.khz("nic")) * 8 / (Fraction(str(gbps)) * 1_000_000)
+
+    def replace(self, settings: Iterable[str]) -> "MachineConfig":
+        """Apply ``--set`` arguments such as ``llc.ddio_ways=4``."""
+        tree = dataclasses.asdict(self)
+        for setting in settings:
+            key, separator, text = setting.partition("=")
+            section, dot, name = key.strip().partition(".")
+            _require(bool(separator and dot), f"--set takes section.key=value (such as llc.ddio_ways=4), not {setting!r}")
+            _known("machine section", section, SECTIONS)
+            _known(f"key of [{section}]", name, (f.name for f in fields(SECTIONS[section])))
+            try:
+                value = tomllib.loads(f"v = {text.strip()}")["v"]
+            except tomllib.TOMLDecodeError:
+                raise ConfigError(f"{key.strip()} takes a number or true/false, not {text.strip()!r}") from None
+            tree[section][name] = value
+        return _machine(tree)
+
+
+SECTIONS: dict[str, type] = {
+    "clocks": ClockConfig,
+    "core": CoreConfig,
+    "l1": L1Config,
+    "llc": LlcConfig,
+    "dram": DramConfig,
+    "pcie": PcieConfig,
+    "nic": NicConfig,
+}
+
+
+def _known(what: str, name: str, valid: Iterable[str]) -> None:
+    valid = list(valid)
+    if name not in valid:
+        near = difflib.get_close_matches(name, valid, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(valid)}"
+        raise ConfigError(f"unknown {what} {name!r}{hint}")
+
+
+def _machine(tree: Mapping[str, Any]) -> MachineConfig:
+    for key in tree:
+        _known("machine key", key, [*SECTIONS, "name", "description", "sources"])
+    parts: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        given = tree.get(section, {})
+        _require(isinstance(given, Mapping), f"[{section}] must be a table")
+        for key, value in given.items():
+            _known(f"key of [{section}]", key, (f.name for f in fields(cls)))
+            wanted = {f.name: f.type for f in fields(cls)}[key]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            right = isinstance(value, wanted) and (wanted is bool) == isinstance(value, bool)
+            _require(
+                right or (wanted is float and number),
+                f"{section}.{key} must be {wanted.__name__}, not {value!r}",
+            )
+        missing = [f.name for f in fields(cls) if f.name not in given]
+        _require(not missing, f"[{section}] lacks {', '.join(missing)}")
+        parts[section] = cls(**given)
+    return MachineConfig(
+        name=tree.get("name", "unnamed"),
+        description=tree.get("description", ""),
+        sources=tree.get("sources", {}),
+        **parts,
+    )
+
+
+def preset_names() -> list[str]:
+    """Names of the machines that come with nicscope."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_machine(name_or_file: str, settings: Iterable[str] = ()) -> MachineConfig:
+    """Load a preset by name, or a TOML file by path, and apply ``--set`` settings.
+
+    Raises:
+        ConfigError: with one line that says what is wrong and what would be valid.
+    """
+    return _machine(_read(name_or_file)).replace(settings)
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    path = PRESETS / f"{name_or_file}.toml"
+    if "/" in name_or_file or name_or_file.endswith(".toml"):
+        path = Path(name_or_file)
+        _require(path.is_file(), f"no machine file {name_or_file!r}")
+    else:
+        _known("machine", name_or_file, preset_names())
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    _known("base machine", base, preset_names())
+    merged = _read(base)
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = {**merged[key], **value}
+        else:
+            merged[key] = value
+    return merged

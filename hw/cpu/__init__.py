@@ -1,0 +1,1 @@
+"""What software runs on: the core port and the interrupt controller."""

@@ -1,0 +1,1 @@
+"""Small parts used everywhere: RAM, clock crossings, time, probes and counters."""

@@ -1,0 +1,1 @@
+"""The memory hierarchy: private caches, last-level cache with DDIO, DRAM controller."""

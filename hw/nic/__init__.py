@@ -1,0 +1,1 @@
+"""The network card: MAC, packet buffer, descriptor rings, DMA engine, registers, interrupts."""

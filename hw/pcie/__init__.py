@@ -1,0 +1,1 @@
+"""The link between card and host, and the root complex at its upper end."""
