@@ -1,0 +1,1 @@
+"""Traffic on the Ethernet wire: captures in and out, generated frames."""
