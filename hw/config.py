@@ -218,9 +218,7 @@ class DramConfig:
                 getattr(self, long) >= getattr(self, short),
                 f"dram.{long} must be at least {short} = {getattr(self, short)}, not {getattr(self, long)}",
             )
-        _require(
-            self.tCCD_S >= self.BURST, f"dram.tCCD_S must be at least the burst's {self.BURST}, not {self.tCCD_S}"
-        )
+        _require(self.tCCD_S >= self.BURST, f"dram.tCCD_S must be at least the burst's {self.BURST}, not {self.tCCD_S}")
         _require(self.tFAW >= self.tRRD_S, f"dram.tFAW must be at least tRRD_S = {self.tRRD_S}, not {self.tFAW}")
         _require(self.tREFI > self.tRFC, f"dram.tREFI must exceed tRFC = {self.tRFC}, not {self.tREFI}")
 
@@ -284,7 +282,7 @@ class NicConfig:
         _between("nic.max_frame", self.max_frame, 64, 16 * 1024 - 1)
         _require(
             self.packet_buffer_kib * 1024 >= 2 * self.max_frame,
-            f"nic.packet_buffer_kib = {self.packet_buffer_kib} must hold two frames of nic.max_frame = {self.max_frame}",
+            f"nic.packet_buffer_kib = {self.packet_buffer_kib} must hold two frames of {self.max_frame} bytes",
         )
         _power_of_two("nic.descriptor_cache", self.descriptor_cache, 8)
         _between("nic.read_tags", self.read_tags, 1, 256)
@@ -335,7 +333,9 @@ class MachineConfig:
         for setting in settings:
             key, separator, text = setting.partition("=")
             section, dot, name = key.strip().partition(".")
-            _require(bool(separator and dot), f"--set takes section.key=value (such as llc.ddio_ways=4), not {setting!r}")
+            _require(
+                bool(separator and dot), f"--set takes section.key=value (such as llc.ddio_ways=4), not {setting!r}"
+            )
             _known("machine section", section, SECTIONS)
             _known(f"key of [{section}]", name, (f.name for f in fields(SECTIONS[section])))
             try:

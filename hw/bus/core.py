@@ -3,7 +3,6 @@
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-
 from .tilelink import LINE_BITS, PHYSICAL_ADDRESS_WIDTH
 
 __all__ = [
@@ -61,7 +60,7 @@ class Completion(data.Struct):
 
 
 class InterruptTaken(data.Struct):
-    """The core has stopped issuing the interrupted context and masked interrupts; the handler's operations may follow."""
+    """The core stopped issuing the interrupted context and masked interrupts; the handler may follow."""
 
     vector: 8
     remaining: 32  #: cycles left of the EXECUTE it cut short, 0 if none
@@ -127,5 +126,3 @@ class Interrupt(data.Struct):
     """An interrupt message on its way to one core (from an MSI-X write to 0xFEExxxxx)."""
 
     vector: 8
-
-

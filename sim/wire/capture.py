@@ -1,12 +1,13 @@
-"""Capture files: pcap and pcapng in, read by scapy; pcapng out, written by python-pcapng."""
+"""Capture files: pcapng in and out by python-pcapng, pcap in by scapy."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from pcapng import FileWriter
-from pcapng.blocks import EnhancedPacket, InterfaceDescription, SectionHeader
+from pcapng import FileScanner, FileWriter
+from pcapng.blocks import EnhancedPacket, InterfaceDescription, SectionHeader, SimplePacket
+from pcapng.exceptions import PcapngException
 from scapy.error import Scapy_Exception
 from scapy.utils import RawPcapReader
 
@@ -16,17 +17,16 @@ __all__ = ["read_capture", "write_capture"]
 
 #: Link type of Ethernet in a capture file (LINKTYPE_ETHERNET).
 ETHERNET = 1
+#: The first four bytes of a pcapng file.
+SECTION_HEADER = b"\x0a\x0d\x0d\x0a"
+#: The first two bytes of a gzip file; scapy reads compressed pcap.
+GZIP = b"\x1f\x8b"
+#: Bytes of a pcap file's header, and of each record's.
+PCAP_HEADER_BYTES = 24
+PCAP_RECORD_BYTES = 16
 
-
-class _Strict(logging.Handler):
-    """scapy warns of truncated records and reads on; collect the warnings instead."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+#: A record of a capture: time in ns, bytes captured, bytes on the wire, link type.
+Record = tuple[Fraction, bytes, int, int]
 
 
 def read_capture(path: Path) -> tuple[list[Frame], int]:
@@ -42,61 +42,99 @@ def read_capture(path: Path) -> tuple[list[Frame], int]:
     """
     if not path.is_file():
         raise TrafficError(f"{path}: no such capture file")
-    log, strict = logging.getLogger("scapy"), _Strict()
-    log.addHandler(strict)
-    propagate, log.propagate = log.propagate, False
-    quiet, log.handlers = log.handlers, [strict]
+    with path.open("rb") as file:
+        pcapng = file.read(4) == SECTION_HEADER
     frames: list[Frame] = []
     left_out = number = 0
     try:
-        with RawPcapReader(str(path)) as reader:
-            for data, meta in reader:
-                number += 1
-                if strict.messages:
-                    break
-                _check(path, number, data, meta, reader)
-                if data[6:12] == HOST_MAC:
-                    left_out += 1
-                    continue
-                frames.append(Frame(_time_ns(meta, reader), data))
+        for number, record in enumerate(_pcapng(path) if pcapng else _pcap(path), 1):
+            time_ns, data = _checked(f"{path}: packet {number}", record)
+            if data[6:12] == HOST_MAC:
+                left_out += 1
+            else:
+                frames.append(Frame(time_ns, data))
     except TrafficError:
         raise
-    except (Scapy_Exception, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        after = f" after packet {number}" if number else ""
-        raise TrafficError(f"{path}: not a readable pcap or pcapng file{after}: {error}") from None
-    finally:
-        log.handlers, log.propagate = quiet, propagate
-    if strict.messages:
-        raise TrafficError(f"{path}: damaged after packet {max(number - 1, 0)}: {strict.messages[0]}")
+    except (Scapy_Exception, PcapngException, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        what = f"damaged after packet {number}" if number else "not a readable pcap or pcapng file"
+        raise TrafficError(f"{path}: {what}: {error}") from None
     if not frames:
         raise TrafficError(f"{path}: no frame for the host in {number} packets; a capture needs at least one")
     first = min(frame.time_ns for frame in frames)
     return [Frame(frame.time_ns - first, frame.data) for frame in sorted(frames, key=lambda f: f.time_ns)], left_out
 
 
-def _check(path: Path, number: int, data: bytes, meta, reader) -> None:
-    link_type = getattr(meta, "linktype", None) or getattr(reader, "linktype", ETHERNET)
+def _pcapng(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for block in FileScanner(file):
+            if isinstance(block, SimplePacket):
+                raise TrafficError(f"{path}: simple packet blocks carry no time; record enhanced packet blocks")
+            if isinstance(block, EnhancedPacket):
+                units = (block.timestamp_high << 32) | block.timestamp_low
+                resolution = Fraction(str(block.interface.timestamp_resolution))
+                yield (
+                    units * resolution * 10**9,
+                    block.packet_data,
+                    block.packet_len,
+                    block.interface.link_type,
+                )
+
+
+def _pcap(path: Path) -> Iterator[Record]:
+    log, warnings = logging.getLogger("scapy"), _Warnings()
+    handlers, propagate = log.handlers, log.propagate
+    log.handlers, log.propagate = [warnings], False
+    try:
+        length = PCAP_HEADER_BYTES
+        with RawPcapReader(str(path)) as reader:
+            for data, meta in reader:
+                if warnings.messages:
+                    break
+                length += PCAP_RECORD_BYTES + len(data)
+                nanoseconds = meta.usec * (1 if reader.nano else 1000)
+                yield Fraction(meta.sec * 10**9 + nanoseconds), data, meta.wirelen, reader.linktype
+    finally:
+        log.handlers, log.propagate = handlers, propagate
+    if warnings.messages:
+        raise Scapy_Exception(warnings.messages[0])
+    with path.open("rb") as file:
+        compressed = file.read(2) == GZIP
+    if not compressed and path.stat().st_size != length:
+        raise Scapy_Exception(f"{path.stat().st_size - length} bytes follow that are no packet")
+
+
+class _Warnings(logging.Handler):
+    """scapy warns of truncated records and reads on; these are collected to stop at."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def _checked(where: str, record: Record) -> tuple[Fraction, bytes]:
+    time_ns, data, wire_length, link_type = record
     if link_type != ETHERNET:
-        raise TrafficError(f"{path}: packet {number} has link type {link_type}; only Ethernet ({ETHERNET}) can be replayed")
-    if len(data) < meta.wirelen:
+        raise TrafficError(f"{where} has link type {link_type}; only Ethernet ({ETHERNET}) can be replayed")
+    if len(data) < wire_length:
         raise TrafficError(
-            f"{path}: packet {number} holds {len(data)} of its {meta.wirelen} bytes; record with a full snap length (-s 0)"
+            f"{where} holds {len(data)} of its {wire_length} bytes; record with a full snap length (-s 0)"
         )
     if len(data) < 14:
-        raise TrafficError(f"{path}: packet {number} has {len(data)} bytes; an Ethernet header has 14")
-
-
-def _time_ns(meta, reader) -> Fraction:
-    if hasattr(meta, "tsresol"):
-        return Fraction((meta.tshigh << 32) | meta.tslow, meta.tsresol) * 10**9
-    return Fraction(meta.sec * 10**9 + meta.usec * (1 if reader.nano else 1000))
+        raise TrafficError(f"{where} has {len(data)} bytes; an Ethernet header has 14")
+    return time_ns, data
 
 
 def write_capture(path: Path, frames: Iterable[tuple[Fraction, bytes, str]]) -> None:
     """Write a pcapng file from (time in ns, frame without FCS, comment); times keep whole nanoseconds."""
     section = SectionHeader(options={"shb_userappl": "nicscope"})
     section.new_member(
-        InterfaceDescription, link_type=ETHERNET, snaplen=0, options={"if_name": "wire", "if_tsresol": b"\x09"}
+        InterfaceDescription,
+        link_type=ETHERNET,
+        snaplen=0,
+        options={"if_name": "wire", "if_tsresol": b"\x09"},
     )
     with path.open("wb") as file:
         writer = FileWriter(file, section)

@@ -96,7 +96,9 @@ def generate(size: int, count: int, seed: int) -> list[bytes]:
     return [udp_frame(chance.randbytes(length), chance.randrange(1024, 65536)) for _ in range(count)]
 
 
-def at_rate(frames: Sequence[bytes], bits_per_second: Fraction | None, packets_per_second: Fraction | None) -> list[Frame]:
+def at_rate(
+    frames: Sequence[bytes], bits_per_second: Fraction | None, packets_per_second: Fraction | None
+) -> list[Frame]:
     """Give each frame a start: evenly at a packet rate, at a bit rate (preamble and gap included), or all at once.
 
     With both rates None every frame starts at 0, and the MAC sends them back to back: line rate.
