@@ -66,18 +66,10 @@ class Machine(Elaboratable):
 
         for index in range(len(self.core)):
             self._join_core(m, index)
-        self._cross(
-            m, "llc_dram", self.llc.dram.request, self.dram.port.request, DramRequest, "uncore", "dram"
-        )
-        self._cross(
-            m, "dram_llc", self.dram.port.response, self.llc.dram.response, DramResponse, "dram", "uncore"
-        )
-        self._cross(
-            m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, "uncore", "nic"
-        )
-        self._cross(
-            m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, "nic", "uncore"
-        )
+        self._cross(m, "llc_dram", self.llc.dram.request, self.dram.port.request, DramRequest, "uncore", "dram")
+        self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram.response, DramResponse, "dram", "uncore")
+        self._cross(m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, "uncore", "nic")
+        self._cross(m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, "nic", "uncore")
         connect(m, self.root_complex.memory, self.llc.device)
         connect(m, self.nic.pcie, self.link.card)
 
@@ -120,9 +112,7 @@ class Machine(Elaboratable):
         # A full crossing leaves its writer waiting, an empty one its reader; data that a reader does not take
         # is the reader's business: its own quiet speaks for it.
         self._crossing_quiet[write_domain].append(crossing.write_quiet)
-        self._crossing_quiet[read_domain].append(
-            crossing.read_quiet & ~(crossing.output.valid & crossing.output.ready)
-        )
+        self._crossing_quiet[read_domain].append(crossing.read_quiet & ~(crossing.output.valid & crossing.output.ready))
         self._crossing_quiet[write_domain].append(~(crossing.input.valid & crossing.input.ready))
 
 

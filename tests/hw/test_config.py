@@ -88,7 +88,7 @@ def test_bad_files(tmp_path, text, message):
 
 
 def test_unknown_machine():
-    with pytest.raises(ConfigError, match="unknown machine 'teachin'; did you mean 'teaching'?"):
+    with pytest.raises(ConfigError, match="unknown machine 'teachin'; did you mean 'teaching'"):
         load_machine("teachin")
     with pytest.raises(ConfigError, match="no machine file"):
         load_machine("./nowhere.toml")

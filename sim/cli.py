@@ -1,0 +1,153 @@
+"""The ``nicscope`` command."""
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from hw.config import ConfigError, load_machine, preset_names
+from sim.build.tools import ToolError
+from sim.wire.frames import TrafficError
+
+__all__ = ["main"]
+
+#: Exit code when what the user gave cannot be used.
+BAD_INPUT = 2
+
+PATHS = ["napi"]
+APPLICATIONS = ["sink"]
+ENGINES = ["native", "cocotb", "amaranth"]
+
+machine_options = [
+    click.option(
+        "--machine", default="teaching", metavar="NAME|FILE", help="A preset (see `nicscope machines`) or a TOML file."
+    ),
+    click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one parameter, e.g. llc.ddio_ways=4."
+    ),
+]
+
+
+def with_options(options):
+    """Apply a list of click options to a command."""
+
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("nicscope"), prog_name="nicscope")
+def cli():
+    """What happens between a network wire and recv(): a network card, its memory and its driver, cycle by cycle."""
+
+
+@cli.command()
+@click.argument("path", type=click.Choice(PATHS))
+@click.option("--traffic", type=click.Path(path_type=Path), metavar="FILE", help="Replay a pcap or pcapng file.")
+@click.option("--speed", type=float, default=None, metavar="N", help="Replay a capture N times as fast.  [default: 1]")
+@click.option(
+    "--size", type=int, default=None, help="Generate UDP frames of this many bytes, FCS included.  [default: 64]"
+)
+@click.option("--rate", default=None, help="Packet or bit rate, e.g. 5Mpps, 3.2Gbps, line.  [default: line]")
+@click.option("--count", type=int, default=None, help="Frames to generate, or to take of a capture.  [default: 1000]")
+@click.option("--app", type=click.Choice(APPLICATIONS), default="sink", show_default=True, help="What receives.")
+@with_options(machine_options)
+@click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
+@click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
+@click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
+def run(path, traffic, speed, size, rate, count, app, machine, settings, engine, seed, waves, out, as_json):
+    """Send traffic through one receive PATH and say what became of every packet."""
+    from sim.experiment import Experiment, Traffic
+    from sim.report.terminal import print_result
+
+    console = Console(stderr=as_json)
+    experiment = Experiment(
+        path=path,
+        application=app,
+        machine=load_machine(machine, settings),
+        traffic=Traffic.make(capture=traffic, speed=speed, size=size, rate=rate, count=count, seed=seed),
+        engine=engine,
+        seed=seed,
+        waves=waves,
+        out=out or Path("runs") / "last",
+    )
+    result = experiment.run(console)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        print_result(result, console)
+        console.print(f"Results in {experiment.out}/: {', '.join(experiment.files())}", highlight=False)
+
+
+@cli.command()
+@with_options(machine_options)
+@click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
+def bench(machine, settings, as_json):
+    """Measure the simulator: native engine against the bare model and against cocotb."""
+    from sim.bench import print_figures, speed
+
+    console = Console(stderr=as_json)
+    figures = speed(load_machine(machine, settings), console)
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        print_figures(figures, console)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print every parameter as JSON.")
+def machines(as_json):
+    """List the machines that come with nicscope."""
+    presets = {name: load_machine(name) for name in preset_names()}
+    if as_json:
+        from sim.result import machine_dict
+
+        click.echo(json.dumps({name: machine_dict(machine) for name, machine in presets.items()}, indent=2))
+        return
+    table = Table()
+    for heading in ("machine", "cores", "L1", "last level", "DDIO", "DRAM", "link", "port"):
+        table.add_column(heading)
+    for name, machine in presets.items():
+        table.add_row(
+            name,
+            f"{machine.core.count} at {machine.clocks.core / 1000:g} GHz",
+            f"{machine.l1.size_kib} KiB",
+            f"{machine.llc.size_kib} KiB, {machine.llc.ways} ways",
+            f"{machine.llc.ddio_ways} ways" if machine.llc.ddio else "off",
+            f"{machine.dram.size_mib} MiB at {machine.clocks.dram * 2:g} MT/s",
+            f"{machine.pcie.gbps:g} Gb/s",
+            f"{machine.nic.line_gbps:g} Gb/s",
+        )
+    Console().print(table)
+    click.echo("Every parameter: nicscope machines --json; change one with --set section.key=value.")
+
+
+def main() -> None:
+    """Entry point: user errors are one line on standard error and exit code 2."""
+    try:
+        code: Any = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _complain("interrupted", 130)
+    except click.ClickException as error:
+        code = _complain(error.format_message(), BAD_INPUT)
+    except (ConfigError, TrafficError) as error:
+        code = _complain(str(error), BAD_INPUT)
+    except ToolError as error:
+        code = _complain(str(error), 1)
+    sys.exit(code or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"nicscope: {' '.join(message.split())}", err=True)
+    return code
