@@ -51,10 +51,13 @@ class Timer:
     Attributes:
         armed: ``Signal()``.
         deadline: ``Signal(48)``, the value of ``now`` at which something happens.
+        background: what happens recurs for ever and alone leads to nothing else (DRAM refresh): a machine in
+            which only such timers are armed is idle.
     """
 
-    def __init__(self, domain: str):
+    def __init__(self, domain: str, *, background: bool = False):
         self.domain = domain
+        self.background = background
         self.armed = Signal(name="armed")
         self.deadline = Signal(NOW_WIDTH, name="deadline")
 
