@@ -1,0 +1,539 @@
+"""The card's registers as data: the RTL, the drivers, the decoders and the reference page are made from this.
+
+Offsets, bits and behaviour are those of the Intel 82599 10 GbE Controller Datasheet, section 8.2.3 (register
+descriptions); each register names its subsection. Importing this module elaborates nothing.
+
+    REG.RDT.offset(3)          # byte offset in BAR0 of queue 3's receive tail
+    REG.RXDCTL.ENABLE.mask     # 1 << 25
+    REG.SRRCTL.BSIZEPACKET.put(2) | REG.SRRCTL.DROP_EN.mask
+    REG.LINKS.UP.get(value)
+"""
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+__all__ = [
+    "MSIX_ENTRY_BYTES",
+    "MSIX_PBA",
+    "QUEUE_CAUSES",
+    "REG",
+    "REGISTERS",
+    "STATION_ADDRESS",
+    "STORAGE_BYTES",
+    "Access",
+    "Bank",
+    "Field",
+    "Keeper",
+    "Per",
+    "Register",
+    "msix_entry",
+]
+
+#: The part of BAR0 that holds registers; unlisted offsets below it are storage, those above read zero.
+STORAGE_BYTES = 0x2_0000
+
+#: Station address after a reset, as the card's EEPROM gives it (locally administered).
+STATION_ADDRESS = bytes.fromhex("020000000001")
+
+#: EICR bits that stand for queues, by way of IVAR.
+QUEUE_CAUSES = 16
+
+#: An entry of the MSI-X table: address low, address high, data, vector control (bit 0 masks), 4 bytes each
+#: (PCI Local Bus Specification 3.0, section 6.8.2). Offsets are in BAR3.
+MSIX_ENTRY_BYTES = 16
+MSIX_PBA = 0x2000
+
+
+def msix_entry(vector: int) -> int:
+    """Byte offset in BAR3 of the MSI-X table entry of ``vector``."""
+    return MSIX_ENTRY_BYTES * vector
+
+
+class Access(enum.Enum):
+    """What software may do, in the datasheet's terms."""
+
+    RO = "read-only"
+    RW = "read and write"
+    RC = "cleared by reading"
+    W1C = "writing one clears"
+    W1S = "writing one sets"
+    SC = "clears itself"
+
+
+class Keeper(enum.Enum):
+    """Where a register lives in the RTL."""
+
+    STORAGE = "storage"  #: reads back what was written and does nothing
+    FILE = "file"  #: written by software only, looked at by hardware: flip-flops in the register file
+    BLOCK = "block"  #: changes by itself: kept by the block it belongs to
+
+
+class Per(enum.Enum):
+    """What the index of a register counts."""
+
+    ONE = "one"
+    QUEUE = "queue"
+    QUEUE_PAIR = "pair of queues"
+    VECTOR = "vector"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Field:
+    """Bits of a register."""
+
+    name: str
+    low: int  #: lowest bit
+    width: int = 1
+    access: Access = Access.RW
+    doc: str = ""
+
+    @property
+    def mask(self) -> int:
+        """The field's bits, in place."""
+        return ((1 << self.width) - 1) << self.low
+
+    def put(self, value: int) -> int:
+        """``value`` in place.
+
+        Raises:
+            ValueError: when it does not fit.
+        """
+        if not 0 <= value < 1 << self.width:
+            raise ValueError(f"{self.name} has {self.width} bits, which cannot hold {value}")
+        return value << self.low
+
+    def get(self, register: int) -> int:
+        """The field's value in a register's value."""
+        return (register & self.mask) >> self.low
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Registers ``first`` to ``first + count - 1`` lie at ``base``, ``base + stride``, …"""
+
+    base: int
+    count: int = 1
+    stride: int = 4
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Register:
+    """A 32-bit register, or ``count`` of them."""
+
+    banks: tuple[Bank, ...]
+    section: str  #: of the datasheet
+    doc: str
+    access: Access = Access.RW
+    fields: tuple[Field, ...] = ()
+    reset: int = 0
+    reset_of: tuple[int, ...] = ()  #: reset values of the first instances, where they differ
+    keeper: Keeper = Keeper.STORAGE
+    per: Per = Per.ONE
+    aliases: tuple[Bank, ...] = ()  #: further addresses of the same registers
+    name: str = field(default="", init=False)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        object.__setattr__(self, "name", name)
+
+    def __getattr__(self, name: str) -> Field:
+        if not name.startswith("_"):
+            for f in self.fields:
+                if f.name == name:
+                    return f
+        raise AttributeError(f"register {self.__dict__.get('name')} has no field {name!r}")
+
+    @property
+    def count(self) -> int:
+        """Number of registers of this name."""
+        return sum(bank.count for bank in self.banks)
+
+    def offset(self, index: int = 0) -> int:
+        """Byte offset in BAR0.
+
+        Raises:
+            ValueError: when there is no such index.
+        """
+        for bank in self.banks:
+            if bank.first <= index < bank.first + bank.count:
+                return bank.base + bank.stride * (index - bank.first)
+        raise ValueError(f"{self.name} has indices 0 to {self.count - 1}, not {index}")
+
+    def offsets(self, index: int = 0) -> list[int]:
+        """Every byte offset in BAR0 at which the register can be reached, the canonical one first."""
+        also = [b.base + b.stride * (index - b.first) for b in self.aliases if b.first <= index < b.first + b.count]
+        return [self.offset(index), *also]
+
+    def reset_value(self, index: int = 0) -> int:
+        """Value after a reset."""
+        return self.reset_of[index] if index < len(self.reset_of) else self.reset
+
+    @property
+    def read_only(self) -> int:
+        """Bits that keep their reset value whatever software writes."""
+        return sum(f.mask for f in self.fields if f.access is Access.RO)
+
+
+def _queue(low: int, high: int) -> tuple[Bank, ...]:
+    """Receive queue registers: 64 near the start of BAR0, 64 further up."""
+    return (Bank(low, 64, 0x40), Bank(high, 64, 0x40, 64))
+
+
+def _flag(name: str, bit: int, doc: str = "", access: Access = Access.RW) -> Field:
+    return Field(name, bit, 1, access, doc)
+
+
+#: Causes of an interrupt, at the same bits in EICR, EICS, EIMS, EIMC, EIAC and EIAM.
+_CAUSES = (
+    Field("RTXQ", 0, QUEUE_CAUSES, doc="receive and transmit queues, as IVAR maps them"),
+    _flag("MISSED", 17, "a packet was missed for want of packet buffer"),
+    _flag("LSC", 20, "the link went up or down"),
+    _flag("ECC", 28, "memory error in the card"),
+    _flag("DHER", 29, "descriptor handler error: a queue stopped, its RXDCTL.ENABLE reads 0"),
+    _flag("OTHER", 31, "any of the other causes"),
+)
+
+_LOW, _HIGH = STATION_ADDRESS[:4], STATION_ADDRESS[4:]
+
+
+class REG:
+    """The registers, by name."""
+
+    # General control and EEPROM
+    CTRL = Register(
+        (Bank(0x00000),),
+        "8.2.3.1",
+        "device control",
+        fields=(
+            _flag("GIO_DIS", 2, "master disable: start no new DMA; STATUS.GIO_MASTER_EN falls once all is quiet"),
+            _flag("LRST", 3, "link reset: a full reset, as RST", Access.SC),
+            _flag("RST", 26, "full reset; reads 0 when done", Access.SC),
+        ),
+        keeper=Keeper.BLOCK,
+        aliases=(Bank(0x00004),),
+    )
+    STATUS = Register(
+        (Bank(0x00008),),
+        "8.2.3.1",
+        "device status",
+        Access.RO,
+        (
+            _flag("LINK_UP", 7, "the link is up", Access.RO),
+            _flag("GIO_MASTER_EN", 19, "0 when CTRL.GIO_DIS has taken effect", Access.RO),
+        ),
+        keeper=Keeper.BLOCK,
+    )
+    CTRL_EXT = Register(
+        (Bank(0x00018),),
+        "8.2.3.1",
+        "extended device control",
+        fields=(_flag("NS_DIS", 16), _flag("RO_DIS", 17), _flag("DRV_LOAD", 28, "a driver is loaded")),
+    )
+    EEC = Register(
+        (Bank(0x10010),),
+        "8.2.3.2",
+        "EEPROM control",
+        fields=(
+            _flag("GNT", 7, "access granted", Access.RO),
+            _flag("PRES", 8, "EEPROM present", Access.RO),
+            _flag("AUTO_RD", 9, "auto-read done", Access.RO),
+            Field("SIZE", 11, 4, Access.RO, "size: 4 is 16 KiB"),
+        ),
+        reset=1 << 7 | 1 << 8 | 1 << 9 | 4 << 11,
+        keeper=Keeper.FILE,
+    )
+
+    # Interrupts
+    EICR = Register(
+        (Bank(0x00800),), "8.2.3.5", "interrupt causes; reading clears", Access.RC, _CAUSES, keeper=Keeper.BLOCK
+    )
+    EICS = Register(
+        (Bank(0x00808),),
+        "8.2.3.5",
+        "sets causes; reads EICR without clearing",
+        Access.W1S,
+        _CAUSES,
+        keeper=Keeper.BLOCK,
+    )
+    EIMS = Register((Bank(0x00880),), "8.2.3.5", "unmasks causes", Access.W1S, _CAUSES, keeper=Keeper.BLOCK)
+    EIMC = Register((Bank(0x00888),), "8.2.3.5", "masks causes", Access.W1C, _CAUSES, keeper=Keeper.BLOCK)
+    EIAC = Register(
+        (Bank(0x00810),), "8.2.3.5", "causes that an MSI-X message clears", fields=_CAUSES, keeper=Keeper.FILE
+    )
+    EIAM = Register(
+        (Bank(0x00890),),
+        "8.2.3.5",
+        "causes that are masked by a message (GPIE.EIAME) or by touching EICR",
+        fields=_CAUSES,
+        keeper=Keeper.FILE,
+    )
+    GPIE = Register(
+        (Bank(0x00898),),
+        "8.2.3.5",
+        "interrupt modes",
+        fields=(
+            _flag("MSIX_MODE", 4, "messages by MSI-X; without it none is sent"),
+            _flag("OCD", 5, "reading EICR clears only bits 29:16"),
+            _flag("EIMEN", 6, "EICS interrupts immediately"),
+            _flag("EIAME", 30, "messages mask the causes in EIAM"),
+            _flag("PBA_SUPPORT", 31),
+        ),
+        keeper=Keeper.FILE,
+    )
+    EITR = Register(
+        (Bank(0x00820, 24), Bank(0x12300, 40, 4, 24)),
+        "8.2.3.5",
+        "interrupt throttle of a vector",
+        fields=(
+            Field("INTERVAL", 3, 9, doc="least time between messages, in units of 2.048 us; 0 = none"),
+            _flag("LLI_EN", 15),
+            _flag("CNT_WDIS", 31, "the write leaves the running interval alone; else the next message may go at once"),
+        ),
+        keeper=Keeper.FILE,
+        per=Per.VECTOR,
+    )
+    IVAR = Register(
+        (Bank(0x00900, 64),),
+        "8.2.3.5",
+        "vectors of queues 2n and 2n + 1",
+        fields=(
+            Field("RX_EVEN", 0, 6, doc="vector of the even queue's receive cause"),
+            _flag("RX_EVEN_VALID", 7),
+            Field("TX_EVEN", 8, 6),
+            _flag("TX_EVEN_VALID", 15),
+            Field("RX_ODD", 16, 6),
+            _flag("RX_ODD_VALID", 23),
+            Field("TX_ODD", 24, 6),
+            _flag("TX_ODD_VALID", 31),
+        ),
+        keeper=Keeper.FILE,
+        per=Per.QUEUE_PAIR,
+    )
+    IVAR_MISC = Register(
+        (Bank(0x00A00),),
+        "8.2.3.5",
+        "vectors of the TCP timer and of all other causes",
+        fields=(Field("TIMER", 0, 6), _flag("TIMER_VALID", 7), Field("OTHER", 8, 6), _flag("OTHER_VALID", 15)),
+        keeper=Keeper.FILE,
+    )
+
+    # Filters
+    FCTRL = Register(
+        (Bank(0x05080),),
+        "8.2.3.7",
+        "receive filter",
+        fields=(
+            _flag("SBP", 1, "store bad packets"),
+            _flag("MPE", 8, "accept every multicast frame"),
+            _flag("UPE", 9, "accept every unicast frame"),
+            _flag("BAM", 10, "accept broadcast"),
+        ),
+        keeper=Keeper.FILE,
+    )
+    RAL = Register(
+        (Bank(0x0A200, 128, 8),),
+        "8.2.3.7",
+        "station address, bytes 0 to 3, first byte in bits 7:0",
+        reset_of=(int.from_bytes(_LOW, "little"),),
+        keeper=Keeper.FILE,
+        aliases=(Bank(0x05400, 16, 8),),
+    )
+    RAH = Register(
+        (Bank(0x0A204, 128, 8),),
+        "8.2.3.7",
+        "station address, bytes 4 and 5",
+        fields=(Field("ADDRESS", 0, 16), _flag("AV", 31, "the address is valid")),
+        reset_of=(1 << 31 | int.from_bytes(_HIGH, "little"),),
+        keeper=Keeper.FILE,
+        aliases=(Bank(0x05404, 16, 8),),
+    )
+    MRQC = Register(
+        (Bank(0x0EC80),),
+        "8.2.3.7",
+        "multiple receive queues",
+        fields=(Field("MRQE", 0, 4, doc="1 = RSS"),),
+        keeper=Keeper.FILE,
+        aliases=(Bank(0x05818),),
+    )
+
+    # Receive queues
+    RDBAL = Register(
+        _queue(0x01000, 0x0D000),
+        "8.2.3.8",
+        "ring base, bits 31:0; 128-byte aligned, bits 6:0 are ignored",
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
+    RDBAH = Register(_queue(0x01004, 0x0D004), "8.2.3.8", "ring base, bits 63:32", keeper=Keeper.FILE, per=Per.QUEUE)
+    RDLEN = Register(
+        _queue(0x01008, 0x0D008),
+        "8.2.3.8",
+        "ring size in bytes, a multiple of 128",
+        fields=(Field("LEN", 0, 20),),
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
+    RDH = Register(
+        _queue(0x01010, 0x0D010),
+        "8.2.3.8",
+        "head: the next descriptor to be written back; writable while the queue is disabled",
+        fields=(Field("HEAD", 0, 16),),
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+    RDT = Register(
+        _queue(0x01018, 0x0D018),
+        "8.2.3.8",
+        "tail: the first descriptor that is not the hardware's",
+        fields=(Field("TAIL", 0, 16),),
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
+    RXDCTL = Register(
+        _queue(0x01028, 0x0D028),
+        "8.2.3.8",
+        "queue control",
+        fields=(
+            _flag("ENABLE", 25, "reads 1 while enabled; falls once a disabled queue has drained, or on an error"),
+            _flag("VME", 30, "strip VLAN tags"),
+        ),
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+    SRRCTL = Register(
+        (Bank(0x02100, 16), Bank(0x01414, 48, 0x40, 16), Bank(0x0D014, 64, 0x40, 64)),
+        "8.2.3.8",
+        "buffers of a queue",
+        fields=(
+            Field("BSIZEPACKET", 0, 5, doc="bytes of a buffer, in KiB"),
+            Field("BSIZEHEADER", 8, 6, doc="bytes of a header buffer, in units of 64"),
+            Field("DESCTYPE", 25, 3, doc="1 = advanced, one buffer"),
+            _flag("DROP_EN", 28, "drop packets when no descriptor is available"),
+        ),
+        reset=0x0402,
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+        aliases=(Bank(0x01014, 16, 0x40),),
+    )
+    RDRXCTL = Register(
+        (Bank(0x02F00),),
+        "8.2.3.8",
+        "receive DMA control",
+        fields=(
+            _flag("CRCSTRIP", 1, "strip the FCS (together with HLREG0.RXCRCSTRP)"),
+            _flag("DMAIDONE", 3, "DMA initialised", Access.RO),
+        ),
+        reset=1 << 3,
+        keeper=Keeper.FILE,
+    )
+    RXCTRL = Register(
+        (Bank(0x03000),), "8.2.3.8", "receive control", fields=(_flag("RXEN", 0, "receive"),), keeper=Keeper.FILE
+    )
+    RXPBSIZE = Register(
+        (Bank(0x03C00, 8),),
+        "8.2.3.8",
+        "packet buffer",
+        fields=(Field("SIZE", 10, 10, doc="KiB"),),
+        reset_of=(512 << 10,),
+        per=Per.OTHER,
+    )
+
+    # MAC
+    HLREG0 = Register(
+        (Bank(0x04240),),
+        "8.2.3.22",
+        "MAC control",
+        fields=(
+            _flag("TXCRCEN", 0, "append the FCS"),
+            _flag("RXCRCSTRP", 1, "strip the FCS (together with RDRXCTL.CRCSTRIP)"),
+            _flag("JUMBOEN", 2, "frames up to MAXFRS, else up to 1518 bytes"),
+            _flag("TXPADEN", 10, "pad short frames"),
+            _flag("LPBK", 15, "loopback"),
+        ),
+        reset=1 << 0 | 1 << 1 | 1 << 10,
+        keeper=Keeper.FILE,
+    )
+    MAXFRS = Register(
+        (Bank(0x04268),),
+        "8.2.3.22",
+        "largest frame",
+        fields=(Field("MFS", 16, 16, doc="bytes, FCS included, VLAN tag not counted"),),
+        reset=1518 << 16,
+        keeper=Keeper.FILE,
+    )
+    AUTOC = Register((Bank(0x042A0),), "8.2.3.22", "auto-negotiation control", reset=0x0000_6000)
+    LINKS = Register(
+        (Bank(0x042A4),),
+        "8.2.3.22",
+        "link status",
+        Access.RO,
+        (
+            Field("SPEED", 28, 2, Access.RO, "3 = 10 G"),
+            _flag("UP", 30, "the link is up", Access.RO),
+            _flag("KX_AN_COMP", 31, "negotiation complete", Access.RO),
+        ),
+        keeper=Keeper.BLOCK,
+    )
+
+    # Statistics: cleared by reading; they stick at their largest value
+    CRCERRS = Register(
+        (Bank(0x04000),), "8.2.3.23", "frames of 64 bytes or more with a bad FCS", Access.RC, keeper=Keeper.BLOCK
+    )
+    RXMPC = Register(
+        (Bank(0x03FA0, 8),), "8.2.3.23", "missed for want of packet buffer", Access.RC, keeper=Keeper.BLOCK
+    )
+    GPRC = Register(
+        (Bank(0x04074),),
+        "8.2.3.23",
+        "good frames that passed the filters, those missed for want of packet buffer included",
+        Access.RC,
+        keeper=Keeper.BLOCK,
+    )
+    GORCL = Register((Bank(0x04088),), "8.2.3.23", "bytes of good frames, 31:0", Access.RC, keeper=Keeper.BLOCK)
+    GORCH = Register((Bank(0x0408C),), "8.2.3.23", "bytes of good frames, 35:32", Access.RC, keeper=Keeper.BLOCK)
+    RUC = Register((Bank(0x040A4),), "8.2.3.23", "undersize, good FCS", Access.RC, keeper=Keeper.BLOCK)
+    RFC = Register((Bank(0x040A8),), "8.2.3.23", "fragments: undersize, bad FCS", Access.RC, keeper=Keeper.BLOCK)
+    ROC = Register((Bank(0x040AC),), "8.2.3.23", "oversize, good FCS", Access.RC, keeper=Keeper.BLOCK)
+    RJC = Register((Bank(0x040B0),), "8.2.3.23", "jabber: oversize, bad FCS", Access.RC, keeper=Keeper.BLOCK)
+    QPRC = Register(
+        (Bank(0x01030, 16, 0x40),),
+        "8.2.3.23",
+        "packets received by a queue",
+        Access.RC,
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+    QBRC_L = Register(
+        (Bank(0x01034, 16, 0x40),),
+        "8.2.3.23",
+        "bytes received by a queue, 31:0",
+        Access.RC,
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+    QBRC_H = Register(
+        (Bank(0x01038, 16, 0x40),),
+        "8.2.3.23",
+        "bytes received by a queue, 35:32",
+        Access.RC,
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+    QPRDC = Register(
+        (Bank(0x01430, 16, 0x40),),
+        "8.2.3.23",
+        "dropped for want of a descriptor, or of an enabled queue",
+        Access.RC,
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+
+
+def _registers() -> Iterator[Register]:
+    return (r for r in vars(REG).values() if isinstance(r, Register))
+
+
+#: Every listed register by name.
+REGISTERS: dict[str, Register] = {r.name: r for r in _registers()}
