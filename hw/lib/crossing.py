@@ -44,9 +44,7 @@ class Crossing(wiring.Component):
         ValueError: when ``depth`` or ``stages`` is out of range.
     """
 
-    def __init__(
-        self, shape: ShapeLike, write_domain: str, read_domain: str, *, depth: int = 4, stages: int = 2
-    ):
+    def __init__(self, shape: ShapeLike, write_domain: str, read_domain: str, *, depth: int = 4, stages: int = 2):
         if depth < 2 or depth & (depth - 1):
             raise ValueError(f"depth of a crossing must be a power of two of at least 2, not {depth}")
         if stages < 2:
