@@ -1,0 +1,234 @@
+"""The DRAM controller: which command next."""
+
+import functools
+import operator
+from collections.abc import Iterable
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from hw.bus.memory import DramPort, MemoryOp
+from hw.config import DramConfig
+from hw.lib.probe import Counter, Probe
+from hw.lib.time import NOW_WIDTH, Timer
+
+from .dram_data import DramData
+from .dram_queue import DramQueue
+from .dram_timing import DramCommand, DramTiming, bank_of
+
+__all__ = ["DramController"]
+
+
+class DramController(wiring.Component):
+    """One channel, one rank of DDR4 with open rows, its controller, and its contents. Domain ``dram``.
+
+    One command per cycle, chosen so (first ready, first come, first served; Rixner et al., ISCA 2000):
+
+    1. A refresh that is due goes before everything: all rows are closed, then REF.
+    2. RD or WR of the oldest request whose row is open and whose time has come.
+    3. ACT or PRE for the oldest request that needs it; a row is not closed while a request for it waits.
+
+    Reads go before writes: only one kind is served at a time, writes when no read can go, or when they fill three
+    quarters of the queue (then until one quarter is left), or when a read waits for a write to its line.
+    A request cannot starve: once :attr:`bypass_limit` younger requests have gone before the oldest, it is served alone.
+
+    Latency of a read that finds the controller idle, in cycles from the edge that accepts the request to the first
+    edge at which ``port.response`` can be taken: ``FRONT_END + CL + BURST`` with its row open, ``tRCD`` more with its
+    bank closed, ``tRP + tRCD`` more with another row open (for longer than tRAS).
+
+    Lines are placed by :func:`~hw.mem.dram_timing.address_layout`. Requests beyond the configured size are an error of
+    the requester: they wrap around and are counted in ``out_of_range``.
+
+    Arguments:
+        config: geometry and timings.
+
+    Attributes:
+        bypass_limit: see above.
+        quiet: see docs/architecture.md. While the only request waits for a constraint to pass, or bursts are on their
+            way, the controller is quiet and its timers tell the edge.
+    """
+
+    #: Cycles from acceptance of a request to its first command.
+    FRONT_END = 1
+
+    def __init__(self, config: DramConfig):
+        self.config = config
+        self.bypass_limit = 4 * config.queue
+        super().__init__({"port": In(DramPort()), "now": In(NOW_WIDTH), "quiet": Out(1)})
+        self.timing = DramTiming(config)
+        self.data = DramData(config)
+        self.queue = DramQueue(config, self.data.slot_width)
+        self.refresh_timer = Timer("dram", background=True)
+
+        self.issued = Probe("dram", "a command on the DRAM's bus", command=DramCommand, bank=6, row=32)
+        self.reads = Counter("dram", "RD commands")
+        self.writes = Counter("dram", "WR commands")
+        self.row_hits = Counter("dram", "requests served from a row they found open")
+        self.row_misses = Counter("dram", "requests that opened a row in a closed bank")
+        self.row_conflicts = Counter("dram", "requests that had to close another row first")
+        self.activates = Counter("dram", "ACT commands")
+        self.precharges = Counter("dram", "PRE commands")
+        self.refreshes = Counter("dram", "REF commands")
+        self.out_of_range = Counter("dram", "requests beyond the end of memory, an error of the requester")
+
+    def elaborate(self, platform):
+        """Elaborate: acceptance, what may go, what goes, refresh, and what is told about it."""
+        m = Module()
+        m.submodules.timing = timing = self.timing
+        m.submodules.data = data = self.data
+        m.submodules.queue = queue = self.queue
+        issue, command = Signal(), Signal(DramCommand)
+        bank = Signal(exact_log2(self.config.banks))
+        burst = Signal()
+        m.d.comb += [
+            timing.now.eq(self.now),
+            data.now.eq(self.now),
+            queue.open.eq(timing.open),
+            *(sink.eq(issue) for sink in (timing.issue, queue.issue)),
+            *(sink.eq(command) for sink in (timing.command, queue.command)),
+            *(sink.eq(bank) for sink in (timing.bank, queue.command_bank)),
+        ]
+        accept = self._elaborate_acceptance(m)
+        refresh_due = self._elaborate_refresh(m, issue, command)
+        eligible, serve_writes, draining = self._elaborate_eligible(m, accept, burst)
+
+        # Oldest request with its row open, else the oldest that needs ACT or PRE
+        columns, rows = Signal(self.config.queue), Signal(self.config.queue)
+        can_column, can_row, in_demand = (Signal(self.config.banks, name=n) for n in ("column", "row", "in_demand"))
+        hits = Signal(self.config.queue)
+        m.d.comb += [
+            hits.eq(eligible & queue.hit),
+            can_column.eq(Mux(serve_writes, timing.can_write, timing.can_read)),
+            in_demand.eq(_any_of(hit << index for hit, index in zip(hits, queue.bank, strict=True))),
+            can_row.eq(timing.can_activate | timing.can_precharge & ~in_demand),
+            columns.eq(hits & _each(can_column, queue.bank) & data.can_issue.replicate(len(hits))),
+            rows.eq(eligible & ~queue.hit & _each(can_row, queue.bank)),
+        ]
+        candidates = Signal(self.config.queue)
+        m.d.comb += candidates.eq(Mux(columns.any(), columns, rows))
+        for index in reversed(range(self.config.queue)):
+            with m.If(candidates[index]):
+                m.d.comb += queue.pick.eq(index)
+
+        # The command
+        picked_bank = bank_of(queue.picked.address)
+        closing = timing.can_precharge
+        with m.If(refresh_due):
+            for index in reversed(range(self.config.banks)):
+                with m.If(closing[index]):
+                    m.d.comb += bank.eq(index)
+            m.d.comb += issue.eq(closing.any() | timing.can_refresh)
+            m.d.comb += command.eq(Mux(timing.can_refresh, DramCommand.REF, DramCommand.PRE))
+        with m.Else():
+            m.d.comb += [bank.eq(picked_bank), queue.serves.eq(candidates.any()), issue.eq(queue.serves)]
+            with m.If(columns.any()):
+                m.d.comb += command.eq(Mux(serve_writes, DramCommand.WR, DramCommand.RD))
+            with m.Elif(timing.open.bit_select(bank, 1)):
+                m.d.comb += command.eq(DramCommand.PRE)
+            with m.Else():
+                m.d.comb += command.eq(DramCommand.ACT)
+
+        # Its data
+        m.d.comb += [
+            burst.eq(issue & ((command == DramCommand.RD) | (command == DramCommand.WR))),
+            data.issue.eq(burst),
+            data.write.eq(command == DramCommand.WR),
+            data.line.eq(queue.picked.address),
+            data.tag.eq(queue.picked.tag),
+            data.slot_issued.eq(queue.picked.slot),
+        ]
+        wiring.connect(m, data.response, wiring.flipped(self.port.response))
+
+        m.d.comb += self.quiet.eq(~accept & ~queue.valid[0] & ~refresh_due & ~draining & data.quiet)
+        self._elaborate_observation(m, issue, command, bank, burst)
+        return m
+
+    def _elaborate_acceptance(self, m: Module) -> Signal:
+        """Take requests in; the data of writes goes straight to where it waits for its burst."""
+        request, queue, data = self.port.request, self.queue, self.data
+        payload = request.payload
+        line_width = len(data.line)
+        accept = Signal()
+        m.d.comb += [
+            queue.request.valid.eq(request.valid & data.can_store),
+            request.ready.eq(queue.request.ready & data.can_store),
+            accept.eq(request.valid & request.ready),
+            queue.request.payload.op.eq(payload.op),
+            queue.request.payload.address.eq(payload.line[:line_width]),
+            queue.request.payload.tag.eq(payload.tag),
+            queue.request.payload.slot.eq(data.slot),
+            data.store.eq(accept & (payload.op == MemoryOp.WRITE)),
+            data.store_data.eq(payload.data),
+        ]
+        self.out_of_range.increment(m, accept & payload.line[line_width:].any())
+        return accept
+
+    def _elaborate_refresh(self, m: Module, issue: Signal, command: Signal) -> Signal:
+        """Every tREFI, by a deadline that does not drift when a refresh is late."""
+        refresh_at, due = Signal(NOW_WIDTH, init=self.config.tREFI), Signal()
+        m.d.comb += [
+            due.eq(self.now >= refresh_at),
+            self.refresh_timer.armed.eq(1),
+            self.refresh_timer.deadline.eq(refresh_at),
+        ]
+        with m.If(issue & (command == DramCommand.REF)):
+            m.d.dram += refresh_at.eq(refresh_at + self.config.tREFI)
+        return due
+
+    def _elaborate_eligible(self, m: Module, accept: Signal, burst: Signal) -> tuple[Signal, Signal, Signal]:
+        """Which requests may be served now: all of one kind, or the oldest alone."""
+        queue, size = self.queue, self.config.queue
+
+        # Writes held, and whether enough of them wait to go before reads
+        held, draining = Signal(range(size + 1)), Signal()
+        more = accept & (self.port.request.payload.op == MemoryOp.WRITE)
+        less = burst & queue.write.bit_select(queue.pick, 1)
+        with m.If(more & ~less):
+            m.d.dram += held.eq(held + 1)
+        with m.If(less & ~more):
+            m.d.dram += held.eq(held - 1)
+        with m.If((held >= -(-3 * size // 4)) | (queue.valid & queue.blocked & ~queue.write).any()):
+            m.d.dram += draining.eq(1)
+        with m.Elif(held <= size // 4):
+            m.d.dram += draining.eq(0)
+
+        # Younger requests that went before the one that is now oldest
+        bypassed, starving = Signal(range(self.bypass_limit + 1)), Signal()
+        m.d.comb += starving.eq(bypassed == self.bypass_limit)
+        with m.If(burst):
+            m.d.dram += bypassed.eq(Mux(queue.pick == 0, 0, bypassed + 1))
+
+        reads, writes, eligible, serve_writes = Signal(size), Signal(size), Signal(size), Signal()
+        m.d.comb += [
+            reads.eq(queue.valid & ~queue.blocked & ~queue.write),
+            writes.eq(queue.valid & ~queue.blocked & queue.write),
+            serve_writes.eq((draining & writes.any()) | ~reads.any()),
+            eligible.eq(Mux(serve_writes, writes, reads)),
+        ]
+        with m.If(starving):
+            m.d.comb += [serve_writes.eq(queue.write[0]), eligible.eq(1)]
+        return eligible, serve_writes, draining
+
+    def _elaborate_observation(self, m: Module, issue: Signal, command: Signal, bank: Signal, burst: Signal) -> None:
+        """Probe and counters."""
+        queue = self.queue
+        self.issued.emit(m, issue, command=command, bank=bank, row=queue.picked.address.row)
+        self.reads.increment(m, issue & (command == DramCommand.RD))
+        self.writes.increment(m, issue & (command == DramCommand.WR))
+        self.activates.increment(m, issue & (command == DramCommand.ACT))
+        self.precharges.increment(m, issue & (command == DramCommand.PRE))
+        self.refreshes.increment(m, issue & (command == DramCommand.REF))
+        self.row_hits.increment(m, burst & ~queue.picked_opened & ~queue.picked_closed)
+        self.row_misses.increment(m, burst & queue.picked_opened & ~queue.picked_closed)
+        self.row_conflicts.increment(m, burst & queue.picked_closed)
+
+
+def _each(of_banks: Signal, banks: Iterable[Value]) -> Cat:
+    """For each request, the bit of its bank."""
+    return Cat(of_banks.bit_select(bank, 1) for bank in banks)
+
+
+def _any_of(vectors: Iterable[Value]) -> Value:
+    return functools.reduce(operator.or_, vectors)

@@ -1,0 +1,349 @@
+"""DRAM controller: contents and order under random traffic, JEDEC's rules, latency to the cycle, bandwidth, refresh."""
+
+import dataclasses
+import random
+from collections import Counter, deque
+
+import pytest
+from amaranth.hdl import ClockDomain, Module
+from amaranth.sim import Simulator
+
+from hw.bus.memory import MemoryOp
+from hw.config import load_machine
+from hw.lib.time import Now, time_domain
+from hw.mem.dram import DramController
+from hw.mem.dram_timing import DramCommand
+
+TINY = dataclasses.replace(load_machine("tiny").dram, size_mib=1)
+#: Four groups of two banks and a longer queue, so that all of tFAW, tRRD and tCCD bind.
+WIDE = dataclasses.replace(TINY, bank_groups=4, banks_per_group=2, queue=8, tFAW=24, tRRD_L=6, CL=9, CWL=7)
+
+
+def place(config, line: int) -> tuple[int, int]:
+    """Bank number and row of a line, by hand: group lowest, then column, bank, row."""
+    line, group = divmod(line, config.bank_groups)
+    line //= config.lines_per_row
+    row, bank = divmod(line, config.banks_per_group)
+    return group + config.bank_groups * bank, row
+
+
+def line_at(config, *, group=0, column=0, bank=0, row=0) -> int:
+    """The inverse of :func:`place`."""
+    return ((row * config.banks_per_group + bank) * config.lines_per_row + column) * config.bank_groups + group
+
+
+class JedecChecker:
+    """Checks a log of commands against the configuration, written from the standard alone."""
+
+    def __init__(self, config):
+        self.config = config
+        self.last: dict[tuple, int] = {}
+        self.activates = deque(maxlen=4)
+        self.open: dict[int, int] = {}
+        self.seen = Counter()
+
+    def _apart(self, what, key, now, cycles):
+        if key in self.last:
+            assert now - self.last[key] >= cycles, f"{what}: {now - self.last[key]} < {cycles} at {now}"
+
+    def command(self, now: int, command: DramCommand, bank: int, row: int) -> None:
+        c = self.config
+        burst = 4
+        group = bank % c.bank_groups
+        self.seen[command.name] += 1
+        if command == DramCommand.REF:
+            assert not self.open, f"REF with open rows at {now}"
+            for b in range(c.banks):
+                self._apart("tRP before REF", ("PRE", b), now, c.tRP)
+            self._apart("tRFC", ("REF",), now, c.tRFC)
+            self.last["REF",] = now
+            return
+        self._apart("tRFC", ("REF",), now, c.tRFC)
+        if command == DramCommand.ACT:
+            assert bank not in self.open, f"ACT of open bank at {now}"
+            self._apart("tRP", ("PRE", bank), now, c.tRP)
+            self._apart("tRC", ("ACT", bank), now, c.tRAS + c.tRP)
+            self._apart("tRRD_S", ("ACT",), now, c.tRRD_S)
+            self._apart("tRRD_L", ("ACT", "group", group), now, c.tRRD_L)
+            if len(self.activates) == 4:
+                assert now - self.activates[0] >= c.tFAW, f"tFAW at {now}"
+            self.activates.append(now)
+            self.open[bank] = row
+            for key in (("ACT",), ("ACT", bank), ("ACT", "group", group)):
+                self.last[key] = now
+        elif command == DramCommand.PRE:
+            assert bank in self.open, f"PRE of closed bank at {now}"
+            self._apart("tRAS", ("ACT", bank), now, c.tRAS)
+            self._apart("tRTP", ("RD", bank), now, c.tRTP)
+            self._apart("tWR", ("WR", bank), now, c.CWL + burst + c.tWR)
+            del self.open[bank]
+            self.last["PRE", bank] = now
+        else:
+            assert self.open.get(bank) == row, f"{command.name} to a row that is not open at {now}"
+            self._apart("tRCD", ("ACT", bank), now, c.tRCD)
+            name = command.name
+            self._apart("tCCD_S", (name,), now, c.tCCD_S)
+            self._apart("tCCD_L", (name, "group", group), now, c.tCCD_L)
+            if name == "RD":
+                self._apart("tWTR_S", ("WR",), now, c.CWL + burst + c.tWTR_S)
+                self._apart("tWTR_L", ("WR", "group", group), now, c.CWL + burst + c.tWTR_L)
+            else:
+                self._apart("bus turn", ("RD",), now, c.CL + burst + 2 - c.CWL)
+            for key in ((name,), (name, bank), (name, "group", group)):
+                self.last[key] = now
+
+
+class Bench:
+    """A controller, its time, and a checker that sees every command."""
+
+    def __init__(self, config):
+        self.config = config
+        self.dut = DramController(config)
+        self.checker = JedecChecker(config)
+        self.log: list[tuple] = []
+        self.now = 0
+        m = Module()
+        for name in ("dram", time_domain("dram")):
+            m.domains += ClockDomain(name, reset_less=True)
+        m.submodules.dut = self.dut
+        m.submodules.now = now = Now("dram")
+        m.d.comb += self.dut.now.eq(now.now)
+        self.simulator = Simulator(m)
+        self.simulator.add_clock(1e-9, domain="dram")
+        self.simulator.add_clock(1e-9, domain=time_domain("dram"))
+
+    async def tick(self, ctx) -> None:
+        probe = self.dut.issued
+        if ctx.get(probe.valid):
+            command = DramCommand(ctx.get(probe.fields["command"]))
+            bank, row = ctx.get(probe.fields["bank"]), ctx.get(probe.fields["row"])
+            self.checker.command(self.now, command, bank, row)
+            self.log.append((self.now, command, bank, row))
+        await ctx.tick("dram")
+        self.now += 1
+
+    def request(self, ctx, op, line, *, data=0, tag=0) -> None:
+        ctx.set(self.dut.port.request.payload, {"op": op, "line": line, "data": data, "tag": tag})
+        ctx.set(self.dut.port.request.valid, 1)
+
+    async def send(self, ctx, op, line, *, data=0, tag=0) -> int:
+        """Hand over a request; returns the edge that accepts it."""
+        self.request(ctx, op, line, data=data, tag=tag)
+        while not ctx.get(self.dut.port.request.ready):
+            await self.tick(ctx)
+        await self.tick(ctx)
+        ctx.set(self.dut.port.request.valid, 0)
+        return self.now - 1
+
+    async def answer(self, ctx) -> int:
+        """Wait for an answer; returns the first edge that takes it."""
+        ctx.set(self.dut.port.response.ready, 1)
+        while not ctx.get(self.dut.port.response.valid):
+            await self.tick(ctx)
+        await self.tick(ctx)
+        return self.now - 1
+
+    async def settle(self, ctx) -> None:
+        while not ctx.get(self.dut.quiet) or ctx.get(self.dut.data.burst_end.armed):
+            await self.tick(ctx)
+
+    def run(self, testbench) -> None:
+        self.simulator.add_testbench(testbench)
+        self.simulator.run()
+
+
+@pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_traffic(config, seed):
+    """Every read sees the writes to its line accepted before it; every command obeys JEDEC's rules."""
+    rng = random.Random(seed)
+    bench = Bench(config)
+    dut = bench.dut
+    lines = [rng.randrange(config.lines) for _ in range(6)]
+    lines += [line_at(config, column=c, row=r, group=g) for c in (0, 1) for r in (0, 1) for g in (0, 1)]
+    memory: dict[int, int] = {}
+    expected: dict[int, int] = {}
+    accepted, answered = Counter(), 0
+
+    async def testbench(ctx):
+        nonlocal answered
+        free_tags = list(range(256))
+        eager = write_share = take = 0.5
+        pending = None
+        while bench.now < 2600 or expected:
+            if bench.now % 150 == 0:
+                eager, take = rng.choice([0.05, 0.5, 1]), rng.choice([0.05, 0.5, 1])
+                write_share = rng.choice([0, 0.2, 0.5, 0.9])
+            if pending is None and free_tags and bench.now < 2600 and rng.random() < eager:
+                op = MemoryOp.WRITE if rng.random() < write_share else MemoryOp.READ
+                pending = (op, rng.choice(lines), rng.getrandbits(512), free_tags.pop(0))
+                bench.request(ctx, pending[0], pending[1], data=pending[2], tag=pending[3])
+            ctx.set(dut.port.response.ready, rng.random() < take)
+            if ctx.get(dut.port.request.valid & dut.port.request.ready):
+                op, line, data, tag = pending
+                accepted[op] += 1
+                if op == MemoryOp.WRITE:
+                    memory[line] = data
+                    free_tags.append(tag)
+                else:
+                    expected[tag] = memory.get(line, 0)
+                pending = None
+            if ctx.get(dut.port.response.valid & dut.port.response.ready):
+                tag = ctx.get(dut.port.response.payload.tag)
+                assert ctx.get(dut.port.response.payload.data) == expected.pop(tag)
+                free_tags.append(tag)
+                answered += 1
+            await bench.tick(ctx)
+            if pending is None:
+                ctx.set(dut.port.request.valid, 0)
+        await bench.settle(ctx)
+        counters = {name: ctx.get(getattr(dut, name).value) for name in ("reads", "writes", "activates", "precharges")}
+        served = sum(ctx.get(getattr(dut, f"row_{name}").value) for name in ("hits", "misses", "conflicts"))
+        assert served == sum(accepted.values())
+        assert counters["reads"] == answered == accepted[MemoryOp.READ]
+        assert counters["writes"] == accepted[MemoryOp.WRITE]
+        seen = bench.checker.seen
+        assert list(counters.values()) == [seen["RD"], seen["WR"], seen["ACT"], seen["PRE"]]
+        assert ctx.get(dut.refreshes.value) == seen["REF"] == bench.now // config.tREFI
+        assert ctx.get(dut.out_of_range.value) == 0
+
+    bench.run(testbench)
+    assert answered > 50 and accepted[MemoryOp.WRITE] > 50
+
+
+@pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
+def test_idle_read_latency(config):
+    """Answer not there at t - 1, there at t: closed bank, open row, other row open."""
+    bench = Bench(config)
+    burst = 4
+
+    async def read(ctx, latency, **where):
+        accepted = await bench.send(ctx, MemoryOp.READ, line_at(config, **where))
+        assert await bench.answer(ctx) - accepted == latency
+        for _ in range(config.tRAS):
+            await bench.tick(ctx)
+
+    async def testbench(ctx):
+        await read(ctx, 1 + config.tRCD + config.CL + burst, row=3)
+        await read(ctx, 1 + config.CL + burst, row=3, column=5)
+        await read(ctx, 1 + config.tRP + config.tRCD + config.CL + burst, row=4)
+        await read(ctx, 1 + config.tRCD + config.CL + burst, row=9, group=1)
+        assert [ctx.get(counter.value) for counter in (bench.dut.row_hits, bench.dut.row_misses)] == [1, 2]
+        assert ctx.get(bench.dut.row_conflicts.value) == 1
+
+    bench.run(testbench)
+
+
+def test_conflict_waits_for_tRAS():
+    """A row just opened is closed tRAS after its ACT and no earlier, though its read was done long before."""
+    config = dataclasses.replace(TINY, tRAS=40)
+    bench = Bench(config)
+
+    async def testbench(ctx):
+        await bench.send(ctx, MemoryOp.READ, line_at(config, row=1))
+        await bench.send(ctx, MemoryOp.READ, line_at(config, row=2), tag=1)
+        await bench.answer(ctx)
+        await bench.answer(ctx)
+        (opened, *_), (closed, *_) = (
+            next(e for e in bench.log if e[1] == c) for c in (DramCommand.ACT, DramCommand.PRE)
+        )
+        assert closed - opened == 40
+
+    bench.run(testbench)
+
+
+def test_write_to_read():
+    """A read of the line just written: CWL + BURST + tWTR_L after the WR, and it sees the data."""
+    bench = Bench(TINY)
+
+    async def testbench(ctx):
+        line = line_at(TINY, row=2, column=3)
+        await bench.send(ctx, MemoryOp.WRITE, line, data=0xC0FFEE << 480)
+        await bench.send(ctx, MemoryOp.READ, line)
+        ctx.set(bench.dut.port.response.ready, 0)
+        while not ctx.get(bench.dut.port.response.valid):
+            await bench.tick(ctx)
+        assert ctx.get(bench.dut.port.response.payload.data) == 0xC0FFEE << 480
+        times = {command: now for now, command, *_ in bench.log}
+        assert times[DramCommand.RD] - times[DramCommand.WR] == TINY.CWL + 4 + TINY.tWTR_L
+        assert bench.now - times[DramCommand.RD] == TINY.CL + 4
+
+    bench.run(testbench)
+
+
+@pytest.mark.parametrize("op", [MemoryOp.READ, MemoryOp.WRITE])
+def test_stream_fills_the_bus(op):
+    """Consecutive lines: one burst per tCCD_S, all but the first of each row a hit."""
+    config = dataclasses.replace(WIDE, tREFI=65535)
+    bench = Bench(config)
+    count = 64
+
+    async def testbench(ctx):
+        ctx.set(bench.dut.port.response.ready, 1)
+        for line in range(count):
+            await bench.send(ctx, op, line, tag=line)
+        await bench.settle(ctx)
+        bursts = [now for now, command, *_ in bench.log if command in (DramCommand.RD, DramCommand.WR)]
+        assert len(bursts) == count
+        steady = bursts[8:]
+        assert steady[-1] - steady[0] <= (len(steady) - 1) * config.tCCD_S * 1.05
+
+    bench.run(testbench)
+
+
+def test_nobody_starves():
+    """A write and a read of another row, behind an endless stream of hits, are served within the bound."""
+    config = dataclasses.replace(TINY, tREFI=65535)
+    bench = Bench(config)
+
+    async def testbench(ctx):
+        ctx.set(bench.dut.port.response.ready, 1)
+        await bench.send(ctx, MemoryOp.READ, line_at(config, row=0))
+        other = [MemoryOp.WRITE, MemoryOp.READ]
+        for op in other:
+            await bench.send(ctx, op, line_at(config, row=7, column=op == MemoryOp.READ))
+        for column in range(3 * bench.dut.bypass_limit):
+            await bench.send(ctx, MemoryOp.READ, line_at(config, column=column % config.lines_per_row))
+        bursts = [(command, row) for _, command, _, row in bench.log if command in (DramCommand.RD, DramCommand.WR)]
+        limit = bench.dut.bypass_limit
+        assert (DramCommand.WR, 7) in bursts[: 2 * limit + 4]
+        assert (DramCommand.RD, 7) in bursts[: 2 * limit + 4]
+
+    bench.run(testbench)
+
+
+def test_refresh_when_idle():
+    """Quiet until the deadline, REF exactly at it when all rows are closed; an ACT waits for tRFC."""
+    bench = Bench(TINY)
+    dut = bench.dut
+
+    async def testbench(ctx):
+        assert ctx.get(dut.refresh_timer.armed)
+        while bench.now < TINY.tREFI:
+            assert ctx.get(dut.quiet)
+            assert ctx.get(dut.refresh_timer.deadline) == TINY.tREFI
+            await bench.tick(ctx)
+        assert not ctx.get(dut.quiet)
+        await bench.tick(ctx)
+        assert bench.log == [(TINY.tREFI, DramCommand.REF, 0, 0)]
+        assert ctx.get(dut.quiet)
+        assert ctx.get(dut.refresh_timer.deadline) == 2 * TINY.tREFI
+        await bench.send(ctx, MemoryOp.READ, 0)
+        await bench.answer(ctx)
+        assert bench.log[1][:2] == (TINY.tREFI + TINY.tRFC, DramCommand.ACT)
+
+    bench.run(testbench)
+
+
+def test_out_of_range_is_counted():
+    bench = Bench(TINY)
+
+    async def testbench(ctx):
+        await bench.send(ctx, MemoryOp.READ, TINY.lines - 1)
+        await bench.answer(ctx)
+        assert ctx.get(bench.dut.out_of_range.value) == 0
+        await bench.send(ctx, MemoryOp.READ, TINY.lines)
+        await bench.answer(ctx)
+        assert ctx.get(bench.dut.out_of_range.value) == 1
+
+    bench.run(testbench)
