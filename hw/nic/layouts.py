@@ -1,0 +1,73 @@
+"""Structures shared inside the card: views of registers, and what its blocks tell each other."""
+
+from amaranth.hdl import unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import Out
+
+from hw.bus.memory import PACKET_WIDTH
+from hw.bus.tilelink import PHYSICAL_ADDRESS_WIDTH
+from hw.bus.wire import PacketBeat
+
+from .descriptors import PacketType
+from .registers import Register
+
+__all__ = ["Finished", "MacEvents", "MacStream", "RegisterBus", "RxDescriptor", "register_layout"]
+
+
+def register_layout(register: Register) -> data.FlexibleLayout:
+    """The fields of ``register`` as an Amaranth layout of 32 bits; ``value`` is the whole of it."""
+    fields = {f.name: data.Field(unsigned(f.width), f.low) for f in register.fields}
+    return data.FlexibleLayout(32, {"value": data.Field(unsigned(32), 0), **fields})
+
+
+class RegisterBus(wiring.Signature):
+    """Accesses of software to registers, as seen from the register file.
+
+    ``write`` and ``read`` are high for one cycle per 32-bit access, never both. A read takes the register's value
+    as it is before that edge.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "write": Out(1),
+                "read": Out(1),
+                "table": Out(1),  #: the access is to BAR3, not to BAR0
+                "offset": Out(20),  #: in the BAR, a multiple of 4
+                "data": Out(32),  #: with ``write``
+            }
+        )
+
+    def __eq__(self, other):
+        return isinstance(other, RegisterBus)
+
+
+class MacEvents(data.Struct):
+    """What the MAC counts at the end of a frame; each flag is high for one cycle."""
+
+    good: 1  #: passed every check and filter
+    crc_error: 1
+    undersize: 1
+    fragment: 1
+    oversize: 1
+    jabber: 1
+    length: 16  #: bytes of the frame, FCS included
+
+
+class RxDescriptor(data.Struct):
+    """A descriptor on its way to the receive DMA."""
+
+    address: PHYSICAL_ADDRESS_WIDTH  #: of the packet buffer
+
+
+class Finished(data.Struct):
+    """A buffer that has been filled: what the write-back says of it."""
+
+    length: 16  #: bytes in this buffer
+    eop: 1  #: the packet ends here
+    packet_type: PacketType
+    packet: PACKET_WIDTH
+
+
+#: Received beats from the MAC, which cannot be held up.
+MacStream = stream.Signature(PacketBeat, always_ready=True)

@@ -1,0 +1,232 @@
+"""The receiving half of the MAC: wire time, frame check sequence, length checks and address filters."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.bus.memory import PACKET_WIDTH
+from hw.bus.tilelink import LINE_BYTES
+from hw.bus.wire import FrameBeat, WireStream
+from hw.config import INTER_FRAME_GAP_BYTES, PREAMBLE_BYTES, MachineConfig
+from hw.lib.probe import Counter, Probe
+from hw.lib.time import NOW_WIDTH, Timer
+
+from .crc import CRC_INIT, CRC_RESIDUES, crc_step
+from .drop import DropReason
+from .layouts import MacEvents, MacStream, register_layout
+from .registers import REG
+
+__all__ = ["FRACTION_BITS", "MacReceive"]
+
+#: Wire time is kept in cycles with this many fraction bits: an error of less than a cycle in 2**24 bytes of one frame
+#: burst without idle time, none at all where a byte takes a dyadic fraction of a cycle (10G at 312.5 MHz: 1/4).
+FRACTION_BITS = 24
+
+#: Shortest frame, and the longest one without jumbo frames (IEEE 802.3; datasheet section 8.2.3.22, MAXFRS).
+MIN_FRAME = 64
+MAX_STANDARD_FRAME = 1518
+FCS_BYTES = 4
+VLAN_TAG_BYTES = 4
+VLAN_ETHERTYPE = b"\x81\x00"
+
+
+class MacReceive(wiring.Component):
+    """Takes frames from the wire at line rate and hands on what arrived, beat by beat.
+
+    Preamble, bytes and inter-frame gap take the time they take on the wire. If byte b of a frame (from 0) has
+    arrived in full at time T in cycles, a beat that ends with it passes at edge number ceil(T): the probe ``frame``
+    fires there for the last beat. The beat leaves two edges later, so that the FCS is known with the last one; a
+    frame to be dropped is marked ``discard`` there and reported by ``drop``. Nothing holds the MAC up.
+
+    With the last beat, ``length`` is that of the packet in memory: without the FCS when both HLREG0.RXCRCSTRP
+    and RDRXCTL.CRCSTRIP are on. ``resetting``: the card is being reset, which spoils every frame on the wire.
+
+    Raises:
+        ValueError: when frames can follow one another faster than one beat per cycle.
+    """
+
+    wire: In(WireStream)
+    packets: Out(MacStream)
+    now: In(NOW_WIDTH)
+    rxctrl: In(register_layout(REG.RXCTRL))
+    fctrl: In(register_layout(REG.FCTRL))
+    hlreg0: In(register_layout(REG.HLREG0))
+    rdrxctl: In(register_layout(REG.RDRXCTL))
+    maxfrs: In(register_layout(REG.MAXFRS))
+    ral: In(register_layout(REG.RAL))
+    rah: In(register_layout(REG.RAH))
+    resetting: In(1)
+    events: Out(MacEvents)
+    quiet: Out(1)
+
+    def __init__(self, config: MachineConfig):
+        super().__init__()
+        cycles = config.cycles_per_byte(config.nic.line_gbps)
+        # The shortest time per beat: frames one byte longer than a beat
+        pair = cycles * (LINE_BYTES + 1 + PREAMBLE_BYTES + INTER_FRAME_GAP_BYTES)
+        if pair < 2:
+            limit = float(pair) / 2 * config.nic.line_gbps
+            raise ValueError(
+                f"nic.line_gbps = {config.nic.line_gbps:g} exceeds the {limit:g} Gb/s of 65-byte frames that one "
+                f"beat per cycle of clocks.nic = {config.clocks.nic:g} MHz can carry"
+            )
+        self.cycles_per_byte = round(cycles * 2**FRACTION_BITS)
+        self.max_frame = config.nic.max_frame
+        self.arrival = Timer("nic")
+        self.frame = Probe("nic", "the last bit of a frame has arrived", packet=PACKET_WIDTH, length=16)
+        self.drop = Probe("nic", "the MAC drops a frame", packet=PACKET_WIDTH, reason=DropReason)
+        self.frames = Counter("nic", "frames that arrived on the wire")
+        self.octets = Counter("nic", "bytes of frames that arrived on the wire, FCS included")
+        self.dropped = Counter("nic", "frames dropped by the MAC")
+
+    def elaborate(self, platform):
+        """Elaborate."""
+        m = Module()
+
+        # Handed over: straight into a register
+        incoming, incoming_valid = Signal(FrameBeat), Signal()
+        move = Signal()
+        m.d.comb += self.wire.ready.eq(~incoming_valid | move)
+        with m.If(self.wire.ready):
+            m.d.nic += incoming_valid.eq(self.wire.valid)
+        with m.If(self.wire.ready & self.wire.valid):
+            m.d.nic += incoming.eq(self.wire.payload)
+
+        # On the wire: waits until its last byte has arrived
+        waiting, waiting_valid = Signal(FrameBeat), Signal()
+        waiting_bytes = Signal(range(LINE_BYTES + 1))
+        deadline = Signal(NOW_WIDTH)
+        due = Signal()
+        m.d.comb += [
+            due.eq(waiting_valid & (self.now >= deadline)),
+            move.eq(incoming_valid & (~waiting_valid | due)),
+            self.arrival.armed.eq(waiting_valid),
+            self.arrival.deadline.eq(deadline),
+        ]
+        with m.If(due | move):
+            m.d.nic += waiting_valid.eq(move)
+        with m.If(move):
+            m.d.nic += waiting.eq(incoming)
+            self._schedule(m, incoming, deadline, waiting_bytes)
+
+        # Arrived: the FCS and the address are looked at
+        arrived, arrived_valid = Signal(FrameBeat), Signal()
+        arrived_bytes = Signal.like(waiting_bytes)
+        m.d.nic += arrived_valid.eq(due)
+        with m.If(due):
+            m.d.nic += [arrived.eq(waiting), arrived_bytes.eq(waiting_bytes)]
+        last_bit = due & waiting.last
+        self.frame.emit(m, last_bit, packet=waiting.packet, length=waiting.length)
+        self.frames.increment(m, last_bit)
+        self.octets.increment(m, last_bit, waiting.length)
+
+        checked, checked_valid = Signal(FrameBeat), Signal()
+        crc, good_fcs, ours, tagged = Signal(32), Signal(), Signal(), Signal()
+        m.d.nic += checked_valid.eq(arrived_valid)
+        with m.If(arrived_valid):
+            m.d.nic += checked.eq(arrived)
+            before, after = Signal(32), Signal(32)
+            m.d.comb += before.eq(Mux(arrived.first, CRC_INIT, crc))
+            m.d.comb += after.eq(crc_step(m, before, arrived.data))
+            m.d.nic += crc.eq(after)
+            with m.If(arrived.last):
+                residues = Array(Const(residue, 32) for residue in CRC_RESIDUES)
+                m.d.nic += good_fcs.eq(after == residues[arrived_bytes])
+            with m.If(arrived.first):
+                m.d.nic += [ours.eq(self._is_ours(arrived)), tagged.eq(self._is_tagged(arrived))]
+
+        # Frames that were on the wire during a reset are lost
+        spoiled = Signal()
+        with m.If(self.resetting):
+            m.d.nic += spoiled.eq(1)
+        with m.Elif(checked_valid & checked.first):
+            m.d.nic += spoiled.eq(0)
+        lost = self.resetting | (spoiled & ~checked.first)
+
+        self._hand_on(m, checked, checked_valid, lost=lost, good_fcs=good_fcs, ours=ours, tagged=tagged)
+
+        m.d.comb += self.quiet.eq(~(self.wire.valid & self.wire.ready) & ~move & ~due & ~arrived_valid & ~checked_valid)
+        return m
+
+    def _schedule(self, m, beat, deadline, size):
+        """When the last byte of ``beat`` has arrived, and how many bytes it holds."""
+        time = NOW_WIDTH + FRACTION_BITS
+        line = Signal(time)  #: end of the last byte so far; after a frame, of the gap behind it
+        left = Signal(16)  #: bytes of the frame not yet scheduled
+        start, begin, end = Signal(time), Signal(time), Signal(time)
+        rest = Signal(16)
+        now_size = Signal.like(size)
+        gap = Mux(beat.last, INTER_FRAME_GAP_BYTES * self.cycles_per_byte, 0)
+        m.d.comb += [
+            start.eq(beat.start << FRACTION_BITS),
+            begin.eq(Mux(start > line, start, line) + PREAMBLE_BYTES * self.cycles_per_byte),
+            rest.eq(Mux(beat.first, beat.length, left)),
+            now_size.eq(Mux(rest > LINE_BYTES, LINE_BYTES, rest)),
+            end.eq(Mux(beat.first, begin, line) + now_size * self.cycles_per_byte),
+        ]
+        m.d.nic += [
+            line.eq(end + gap),
+            left.eq(rest - now_size),
+            size.eq(now_size),
+            deadline.eq((end + (2**FRACTION_BITS - 1)) >> FRACTION_BITS),
+        ]
+
+    def _is_ours(self, beat):
+        """Whether a filter accepts the destination address (datasheet section 7.1.1)."""
+        destination = beat.data[:48]
+        broadcast = destination.all()
+        multicast = destination[0]
+        station = Cat(self.ral.value, self.rah.ADDRESS)
+        unicast = self.fctrl.UPE | (self.rah.AV & (destination == station))
+        return Mux(broadcast, self.fctrl.BAM, Mux(multicast, self.fctrl.MPE, unicast))
+
+    def _is_tagged(self, beat):
+        """Whether the frame carries a VLAN tag."""
+        return beat.data[96:112] == int.from_bytes(VLAN_ETHERTYPE, "little")
+
+    def _hand_on(self, m, beat, valid, *, lost, good_fcs, ours, tagged):
+        """Judge the frame at its last beat and pass the beat on."""
+        end, strip, discard = Signal(), Signal(), Signal()
+        limit, reason = Signal(17), Signal(DropReason)
+        oversize, runt = Signal(), Signal()
+        m.d.comb += [
+            end.eq(valid & beat.last),
+            self.packets.valid.eq(valid),
+            self.packets.payload.first.eq(beat.first),
+            self.packets.payload.last.eq(beat.last),
+            self.packets.payload.data.eq(beat.data),
+            self.packets.payload.packet.eq(beat.packet),
+        ]
+        with m.If(end):
+            m.d.comb += [
+                strip.eq(self.hlreg0.RXCRCSTRP & self.rdrxctl.CRCSTRIP),
+                limit.eq(
+                    Mux(self.hlreg0.JUMBOEN, self.maxfrs.MFS, MAX_STANDARD_FRAME) + Mux(tagged, VLAN_TAG_BYTES, 0)
+                ),
+                runt.eq(beat.length < MIN_FRAME),
+                oversize.eq((beat.length > limit) | (beat.length > self.max_frame)),
+                discard.eq(reason != 0),
+                self.packets.payload.length.eq(beat.length - Mux(strip, FCS_BYTES, 0)),
+                self.packets.payload.discard.eq(discard),
+                self.events.length.eq(beat.length),
+                self.events.good.eq(~discard),
+                self.events.crc_error.eq(~runt & ~good_fcs),
+                self.events.undersize.eq(runt & good_fcs),
+                self.events.fragment.eq(runt & ~good_fcs),
+                self.events.oversize.eq(oversize & good_fcs),
+                self.events.jabber.eq(oversize & ~good_fcs),
+            ]
+            with m.If(lost):
+                m.d.comb += reason.eq(DropReason.RESET)
+            with m.Elif(runt):
+                m.d.comb += reason.eq(DropReason.RUNT)
+            with m.Elif(oversize):
+                m.d.comb += reason.eq(DropReason.OVERSIZE)
+            with m.Elif(~good_fcs):
+                m.d.comb += reason.eq(DropReason.CRC_ERROR)
+            with m.Elif(~self.rxctrl.RXEN):
+                m.d.comb += reason.eq(DropReason.RECEIVE_DISABLED)
+            with m.Elif(~ours):
+                m.d.comb += reason.eq(DropReason.FILTERED)
+        self.drop.emit(m, discard, packet=beat.packet, reason=reason)
+        self.dropped.increment(m, discard)
