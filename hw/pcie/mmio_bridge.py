@@ -1,0 +1,161 @@
+"""Turns the cores' MMIO into packets for the card."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.bus.core import MmioPort, MmioRequest
+from hw.bus.tilelink import LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
+from hw.bus.tlp import TlpStream, TlpType
+from hw.lib.probe import Counter, Probe
+from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES
+
+from .messages import CORE_WIDTH
+from .round_robin import round_robin
+
+__all__ = ["MmioAnswer", "MmioBridge"]
+
+
+class MmioAnswer(data.Struct):
+    """What a core's MMIO read gives."""
+
+    core: CORE_WIDTH
+    data: 64
+
+
+class MmioBridge(wiring.Component):
+    """MMIO of ``cores`` cores, in domain ``uncore``; the cores take turns.
+
+    An access of 4 or 8 bytes that lies within BAR0 or BAR3, aligned to 4 bytes and within one line, becomes a
+    packet: a MEMORY_WRITE, or a MEMORY_READ whose tag is the core's number. A core's requests are taken in
+    order, and none while its read is unanswered. Anything else belongs to nobody: reads give all ones at once,
+    writes are dropped.
+
+    Latency: a request accepted at edge t is offered as a packet, or answered with all ones, at t + 1.
+
+    Ports:
+        mmio: one per core.
+        packet: to the link.
+        answer: to the core that reads, in the cycle in which it is offered.
+        reading: per core, a packet has been sent and its completion has not come.
+        wide: per core, its read is of 8 bytes.
+        completed, completed_core: the completion of a core's read has come (its answer follows).
+        active: the next edge changes something here, given the inputs as they are.
+    """
+
+    def __init__(self, cores: int):
+        if not 1 <= cores <= 1 << CORE_WIDTH:
+            raise ValueError(f"cores must be between 1 and {1 << CORE_WIDTH}, not {cores}")
+        self.cores = cores
+        self.request = Probe(
+            "uncore", "an MMIO access of a core was taken",
+            core=CORE_WIDTH, write=1, address=PHYSICAL_ADDRESS_WIDTH, data=64,
+        )  # fmt: skip
+        self.response = Probe("uncore", "an MMIO read was answered", core=CORE_WIDTH, data=64)
+        self.reads = Counter("uncore", "MMIO reads sent to the card")
+        self.writes = Counter("uncore", "MMIO writes sent to the card")
+        self.unclaimed = Counter("uncore", "MMIO accesses that belong to no device")
+        super().__init__(
+            {
+                "mmio": In(MmioPort()).array(cores),
+                "packet": Out(TlpStream),
+                "answer": In(stream.Signature(MmioAnswer)),
+                "reading": Out(cores),
+                "wide": Out(cores),
+                "completed": In(1),
+                "completed_core": In(CORE_WIDTH),
+                "active": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        """Choose a request, make the packet, then answer."""
+        m = Module()
+        busy = Signal(self.cores)
+        nobody = Signal(self.cores)  # the read is to be answered with all ones
+        accept = self._request(m, busy, nobody)
+        responded = self._respond(m, busy, nobody)
+        m.d.comb += self.active.eq(accept | responded | self.completed | (self.packet.valid & self.packet.ready))
+        return m
+
+    def _request(self, m: Module, busy: Signal, nobody: Signal) -> Signal:
+        """Take a request when the packet before it has gone; returns whether one is taken."""
+        offered = Signal()
+        held = Signal(MmioRequest)
+        last = Signal(range(max(2, self.cores)))
+        wanting = Signal(self.cores)
+        accept = Signal()
+        for core, port in enumerate(self.mmio):
+            m.d.comb += wanting[core].eq(port.request.valid & ~busy[core])
+        choice = round_robin(m, wanting, last)
+        m.d.comb += accept.eq(wanting.any() & (~offered | self.packet.ready))
+
+        request = Signal(MmioRequest)
+        claimed = Signal()
+        with m.If(accept):
+            for core, port in enumerate(self.mmio):
+                with m.If(choice == core):
+                    m.d.comb += [port.request.ready.eq(1), request.eq(port.request.payload)]
+            end = request.address + request.size
+            in_bar = Cat(
+                (request.address >= base) & (end <= base + size)
+                for base, size in ((BAR0_BASE, BAR0_BYTES), (BAR3_BASE, BAR3_BYTES))
+            ).any()
+            whole_words = ((request.size == 4) | (request.size == 8)) & (request.address % 4 == 0)
+            one_line = request.address % LINE_BYTES + request.size <= LINE_BYTES
+            m.d.comb += claimed.eq(in_bar & whole_words & one_line)
+            m.d.uncore += [last.eq(choice), self.wide.bit_select(choice, 1).eq(request.size == 8)]
+            with m.If(~request.write):
+                m.d.uncore += [
+                    busy.bit_select(choice, 1).eq(1),
+                    self.reading.bit_select(choice, 1).eq(claimed),
+                    nobody.bit_select(choice, 1).eq(~claimed),
+                ]
+        with m.If(accept & claimed):
+            m.d.uncore += [held.eq(request), held.core.eq(choice), offered.eq(1)]
+        with m.Elif(self.packet.ready):
+            m.d.uncore += offered.eq(0)
+
+        # Packet. Data go to their byte lanes by repetition: lane i gets byte (i - address) modulo 8.
+        header = self.packet.payload.header
+        low, high = held.data.word_select(0, 32), held.data.word_select(1, 32)
+        lanes = Mux((held.address // 4) % 2, Cat(high, low), held.data)
+        m.d.comb += [
+            self.packet.valid.eq(offered),
+            self.packet.payload.first.eq(1),
+            self.packet.payload.last.eq(1),
+            self.packet.payload.data.eq(lanes.replicate(LINE_BYTES // 8)),
+            header.kind.eq(Mux(held.write, TlpType.MEMORY_WRITE, TlpType.MEMORY_READ)),
+            header.address.eq(held.address),
+            header.length.eq(held.size),
+            header.tag.eq(held.core),
+        ]
+
+        self.request.emit(m, accept, core=choice, write=request.write, address=request.address, data=request.data)
+        self.reads.increment(m, accept & claimed & ~request.write)
+        self.writes.increment(m, accept & claimed & request.write)
+        self.unclaimed.increment(m, accept & ~claimed)
+        return accept
+
+    def _respond(self, m: Module, busy: Signal, nobody: Signal) -> Signal:
+        """Hand answers to the cores; returns whether one goes."""
+        gone = Signal(self.cores)
+        core_of_response, data_of_response = Signal(CORE_WIDTH), Signal(64)
+        for core, port in enumerate(self.mmio):
+            answered = self.answer.valid & (self.answer.payload.core == core)
+            m.d.comb += [
+                port.response.valid.eq(nobody[core] | answered),
+                port.response.payload.data.eq(self.answer.payload.data),
+                gone[core].eq(port.response.valid & port.response.ready),
+            ]
+            with m.If(nobody[core]):
+                m.d.comb += port.response.payload.data.eq(Mux(self.wide[core], (1 << 64) - 1, (1 << 32) - 1))
+            with m.If(answered):
+                m.d.comb += self.answer.ready.eq(port.response.ready)
+            with m.If(gone[core]):
+                m.d.comb += [core_of_response.eq(core), data_of_response.eq(port.response.payload.data)]
+                m.d.uncore += [busy[core].eq(0), nobody[core].eq(0)]
+            with m.If(self.completed & (self.completed_core == core)):
+                m.d.uncore += self.reading[core].eq(0)
+        self.response.emit(m, gone.any(), core=core_of_response, data=data_of_response)
+        return gone.any()
