@@ -1,0 +1,116 @@
+"""A set-associative array of tags: of the last-level cache, and of its snoop filter."""
+
+from collections.abc import Mapping
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from hw.lib.ram import RAM
+
+from .llc_bits import encode, index_width, lowest, one_hot
+
+__all__ = ["TagArray"]
+
+
+class TagArray(wiring.Component):
+    """Tags of ``sets`` sets of ``ways`` ways, looked up in two steps.
+
+    At an edge with ``read`` high the row ``set`` is read. In the cycle after it, while ``active`` is high,
+    ``tag`` is compared with all ways: ``result`` tells the way that hits and the way to replace, and
+    ``update`` may write one way of the row and mark a way as recently used.
+
+    Replacement is bit-PLRU, also called PLRUm (Al-Zoubi, Milenkovic, Milenkovic, "Performance evaluation of
+    cache replacement policies for the SPEC CPU2000 benchmark suite", ACM Southeast 2004): one bit per way says
+    "recently used"; when the last of them would be set, the others are cleared. Among ``candidates`` the lowest
+    way that is invalid is replaced, else the lowest not recently used.
+
+    Arguments:
+        sets: number of sets, a power of two.
+        ways: number of ways.
+        tag_width: bits of a tag.
+        fields: names and shapes of what an entry holds beside ``tag`` and ``valid``.
+        domain: clock domain.
+    """
+
+    def __init__(self, *, sets: int, ways: int, tag_width: int, fields: Mapping[str, int], domain: str):
+        self.sets, self.ways, self.domain = sets, ways, domain
+        self.entry = data.StructLayout({"tag": tag_width, "valid": 1, **fields})
+        way = index_width(ways)
+        self.result_layout = data.StructLayout(
+            {"hit": 1, "way": way, "found": self.entry, "victim_way": way, "victim": self.entry}
+        )
+        self.update_layout = data.StructLayout({"write": 1, "touch": 1, "way": way, "entry": self.entry})
+        super().__init__(
+            {
+                "read": In(1),
+                "set": In(max(1, ceil_log2(sets))),
+                "active": In(1),
+                "tag": In(tag_width),
+                "candidates": In(ways),
+                "result": Out(self.result_layout),
+                "update": In(self.update_layout),
+            }
+        )
+        width = self.entry.size
+        self.rows = RAM(width=ways * width, depth=sets, lanes=ways, domain=domain)
+        self.recent = RAM(width=ways, depth=sets, domain=domain)
+
+    def elaborate(self, platform):
+        """Elaborate."""
+        m = Module()
+        m.submodules.rows = self.rows
+        m.submodules.recent = self.recent
+        row = data.View(data.ArrayLayout(self.entry, self.ways), self.rows.read_data)
+        recent = self.recent.read_data
+        set_index = Signal.like(self.set)
+
+        # Read
+        m.d.comb += [
+            self.rows.read_enable.eq(self.read),
+            self.rows.read_address.eq(self.set),
+            self.recent.read_enable.eq(self.read),
+            self.recent.read_address.eq(self.set),
+        ]
+        with m.If(self.read):
+            m.d[self.domain] += set_index.eq(self.set)
+
+        # Compare and choose
+        hits = Signal(self.ways)
+        victims = Signal(self.ways)
+        with m.If(self.active):
+            invalid = Signal(self.ways)
+            unused = Signal(self.ways)
+            m.d.comb += [
+                hits.eq(Cat(row[i].valid & (row[i].tag == self.tag) for i in range(self.ways))),
+                self.result.hit.eq(hits.any()),
+                self.result.way.eq(encode(hits)),
+                self.result.found.eq(row[self.result.way]),
+                invalid.eq(self.candidates & ~Cat(row[i].valid for i in range(self.ways))),
+                unused.eq(self.candidates & ~recent),
+                victims.eq(Mux(invalid.any(), invalid, Mux(unused.any(), unused, self.candidates))),
+                self.result.victim_way.eq(encode(lowest(victims))),
+                self.result.victim.eq(row[self.result.victim_way]),
+            ]
+
+        # Update
+        way = one_hot(self.update.way, self.ways)
+        with m.If(self.update.write):
+            m.d.comb += [
+                self.rows.write_enable.eq(way),
+                self.rows.write_address.eq(set_index),
+                self.rows.write_data.eq(self.update.entry.as_value().replicate(self.ways)),
+            ]
+        with m.If(self.update.touch):
+            # A miss ages only the ways it may replace, so that few candidates still take turns.
+            aged = Signal(self.ways)
+            touched = Signal(self.ways)
+            m.d.comb += [
+                aged.eq(Mux(self.result.hit, ~0, self.candidates)),
+                touched.eq(recent | way),
+                self.recent.write_enable.eq(1),
+                self.recent.write_address.eq(set_index),
+                self.recent.write_data.eq(Mux((~touched & aged).any(), touched, (recent & ~aged) | way)),
+            ]
+        return m
