@@ -34,7 +34,7 @@ class LaneMask(wiring.Component):
     def elaborate(self, platform):
         """Elaborate with right shifts of a constant: never wider than 64 bits, a word of a compiled model."""
         m = Module()
-        ones = Const(-1, LINE_BYTES)
+        ones = Const((1 << LINE_BYTES) - 1)
         from_offset, beyond = Signal(LINE_BYTES), Signal(7)
         m.d.comb += [
             beyond.eq(LINE_BYTES - self.offset - self.size),

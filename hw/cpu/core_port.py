@@ -308,6 +308,7 @@ class CorePort(wiring.Component):
     def _complete(self, m):
         host, l1, mmio, queue, order = self.host, self.l1, self.mmio, self.forward_queue, self.order
         sync = m.d[self.domain]
+        read_data = self._read_data(m)
 
         # The cache's answers cannot be refused; forwarded loads wait for a gap
         m.d.comb += queue.ready.eq(~l1.load_done_valid)
@@ -325,7 +326,7 @@ class CorePort(wiring.Component):
             m.d.comb += [
                 host.completion_valid.eq(mmio.response.valid),
                 host.completion.id.eq(self._waiting_id),
-                host.completion.data.eq(self._read_data(m)),
+                host.completion.data.eq(read_data),
             ]
         with m.Elif(self._fencing):
             m.d.comb += [
@@ -346,11 +347,11 @@ class CorePort(wiring.Component):
 
     def _read_data(self, m):
         """The bytes of the MMIO read that waits; the operation itself has left the fetch register."""
-        half = Signal()
+        four_bytes = Signal()
         with m.If(self._issuing):
-            m.d[self.domain] += half.eq(self._operation.size == 4)
+            m.d[self.domain] += four_bytes.eq(self._operation.size == 4)
         answer = self.mmio.response.payload.data
-        return Mux(half, answer & 0xFFFF_FFFF, answer)
+        return Mux(four_bytes, answer & 0xFFFF_FFFF, answer)
 
     def _observe(self, m):
         operation, host, request, response = self._operation, self.host, self.mmio.request, self.mmio.response

@@ -1,0 +1,190 @@
+"""CorePort: random operations against a model of memory, and the same with quiet edges left out."""
+
+import dataclasses
+import random
+
+import pytest
+
+from hw.bus.core import OperationKind as Kind
+from tests.hw.cpu.host_driver import TINY, CoreBench, DeviceDouble, Op
+
+LINES = [0x1000, 0x1040, 0x1080, 0x3000]
+DEVICE = 0xF000_0000
+
+
+class Reference:
+    """Memory as a core that runs one operation at a time would see it, kept up as operations issue."""
+
+    def __init__(self, bench: CoreBench):
+        self.bench = bench
+        self.memory: dict[int, int] = {}
+        self.loads: list[Op] = []
+        self.stores: list[tuple[int, int, int, int]] = []  #: line, mask, data in lanes, loads before it
+        self.requests: list[tuple] = []
+        self.sent = 0
+        bench.on_edge = self.edge
+
+    def read(self, address: int, size: int) -> int:
+        return sum(self.memory.get(address + i, 0) << 8 * i for i in range(size))
+
+    def edge(self, ctx, now: int, op: Op | None) -> None:
+        """Called before the cache looks at edge ``now``."""
+        self._check_stores(ctx, now)
+        if op is None:
+            return
+        if op.kind == Kind.LOAD:
+            op.expected = self.read(op.address, op.size)
+            self.loads.append(op)
+        elif op.kind == Kind.STORE:
+            line, offset = divmod(op.address, 64)
+            data = op.data & (1 << 8 * op.size) - 1
+            self.stores.append((line, ((1 << op.size) - 1) << offset, data << 8 * offset, len(self.loads)))
+            self.memory.update({op.address + i: data >> 8 * i & 0xFF for i in range(op.size)})
+        elif op.kind in (Kind.MMIO_READ, Kind.MMIO_WRITE):
+            self.all_visible(now)
+            write = op.kind == Kind.MMIO_WRITE
+            self.requests.append((now, write, op.address, op.size, op.data & (1 << 64) - 1, 1))
+            op.expected = None if write else DeviceDouble.value(op.address) % (1 << 8 * op.size)
+
+    def _check_stores(self, ctx, now: int) -> None:
+        store = self.bench.port.l1.store
+        if ctx.get(store.valid & store.ready):
+            line, mask, data, loads = self.stores[self.sent]
+            self.sent += 1
+            payload = ctx.get(store.payload)
+            lanes = sum(0xFF << 8 * i for i in range(64) if mask >> i & 1)
+            assert (payload.line, payload.mask, payload.data & lanes) == (line, mask, data)
+            assert all(0 <= load.completed < now for load in self.loads[:loads]), "a store passed a load"
+
+    def all_visible(self, now: int) -> None:
+        assert all(0 <= load.completed < now for load in self.loads)
+        cache = self.bench.cache.memory
+        assert {a: b for a, b in cache.items() if b} == {a: b for a, b in self.memory.items() if b}
+
+    def finish(self) -> None:
+        for op in self.bench.host.issued:
+            assert op.expected is None or op.result == op.expected, f"{op} at {op.issued}"
+        assert self.bench.device.log == self.requests
+        self.all_visible(10**9)
+
+
+def program(draw: random.Random, length: int, interrupts: bool) -> list[Op]:
+    """Loads and stores of few lines, so that they overlap a lot, and some of everything else."""
+    ops: list[Op] = []
+    masked = False
+    for _ in range(length):
+        size = draw.choice([1, 2, 4, 4, 8, 8, 8, 16, 64, draw.randint(1, 64)])
+        offset = draw.randint(0, 64 - size) if draw.random() < 0.3 else draw.randrange(0, 65 - size, min(size, 8))
+        fields = {"address": draw.choice(LINES) + offset, "size": size}
+        kind = draw.choices(
+            [
+                Kind.LOAD,
+                Kind.STORE,
+                Kind.EXECUTE,
+                Kind.PREFETCH,
+                Kind.MMIO_READ,
+                Kind.MMIO_WRITE,
+                Kind.FENCE,
+                Kind.HALT,
+            ],
+            [40, 40, 10, 3, 1, 3, 1, 2 if interrupts and not masked else 0],
+        )[0]
+        if kind == Kind.STORE:
+            fields["data"] = draw.getrandbits(512)
+        elif kind == Kind.EXECUTE:
+            fields = {"cycles": draw.choice([1, 1, 2, 5, draw.randint(1, 80)])}
+        elif kind in (Kind.MMIO_READ, Kind.MMIO_WRITE):
+            fields = {
+                "address": DEVICE + 8 * draw.randrange(16),
+                "size": draw.choice([4, 8]),
+                "data": draw.getrandbits(64),
+            }
+        loads = [op for op in ops[-8:] if op.kind == Kind.LOAD]
+        if loads and draw.random() < 0.1:
+            fields["after"] = draw.choice(loads)
+        ops.append(Op(kind, **fields))
+        if interrupts and draw.random() < 0.05:
+            masked = not masked
+            ops.append(Op(Kind.CLI if masked else Kind.STI))
+    if masked:
+        ops.append(Op(Kind.STI))
+    return ops
+
+
+def run(
+    seed: int, *, interrupts: bool, length: int = 150, skip: bool = False, **options
+) -> tuple[CoreBench, Reference]:
+    draw = random.Random(seed)
+    bench = CoreBench(seed=seed, skip=skip, **options)
+    reference = Reference(bench)
+    ops = program(draw, length, interrupts)
+    bench.host.queue.extend(ops)
+    limit = 40 * length
+    if interrupts:
+        edge = 0
+        while edge < limit:
+            edge += draw.randint(1, 150)
+            bench.interrupts[edge] = 0x20 + draw.randrange(32)
+        handler = random.Random(seed + 1)
+
+        def handle(interruption):
+            size = handler.choice([1, 4, 8])
+            address = LINES[0] + 8 * handler.randrange(8)
+            return [
+                Op(Kind.LOAD, address=address, size=8),
+                Op(Kind.EXECUTE, cycles=handler.randint(1, 10)),
+                Op(Kind.STORE, address=address, size=size, data=handler.getrandbits(64)),
+                Op(Kind.IRET),
+            ]
+
+        bench.host.handler = handle
+    bench.run(cycles=limit, every_interrupt=False)
+    reference.finish()
+    # Nothing was lost, doubled or reordered, besides what handlers did and the rest of interrupted EXECUTEs
+    given = {id(op) for op in ops}
+    assert [op for op in bench.host.issued if id(op) in given] == ops
+    return bench, reference
+
+
+PRESSURE = {
+    "smooth": {},
+    "slow": {"hit": 0.5, "miss": (10, 60), "store_delay": (3, 30), "ready": 0.6, "device_ready": 0.5},
+    "stores": {"hit": 0.9, "store_delay": (20, 60), "device_latency": (1, 30)},
+}
+
+
+@pytest.mark.parametrize("pressure", PRESSURE)
+@pytest.mark.parametrize("interrupts", [False, True])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random(seed, interrupts, pressure):
+    bench, _ = run(seed, interrupts=interrupts, **PRESSURE[pressure])
+    forwarded = sum(op.kind == Kind.LOAD for op in bench.host.issued) - sum(
+        entry[1] == "load" and not entry[6] for entry in bench.cache.log
+    )
+    assert forwarded > 5
+    if interrupts:
+        assert sum(i.remaining > 0 for i in bench.host.interruptions) > 0
+        assert sum(i.squashed is not None for i in bench.host.interruptions) > 0
+
+
+@pytest.mark.parametrize("load_queue,store_buffer", [(1, 1), (3, 5), (16, 16)])
+def test_random_sizes(load_queue, store_buffer):
+    core = dataclasses.replace(TINY.core, load_queue=load_queue, store_buffer=store_buffer)
+    run(3, interrupts=True, core=core, length=100, **PRESSURE["slow"])
+
+
+@pytest.mark.parametrize("latency", [5, 9])
+def test_random_latencies(latency):
+    l1 = dataclasses.replace(TINY.l1, latency=latency)
+    run(4, interrupts=True, l1=l1, length=100, **PRESSURE["stores"])
+
+
+@pytest.mark.parametrize("pressure", PRESSURE)
+@pytest.mark.parametrize("interrupts", [False, True])
+def test_quiet_edges_can_be_left_out(interrupts, pressure):
+    every, _ = run(5, interrupts=interrupts, **PRESSURE[pressure])
+    some, _ = run(5, interrupts=interrupts, skip=True, **PRESSURE[pressure])
+    assert some.skipped > 50
+    assert some.host.log == every.host.log
+    assert some.cache.log == every.cache.log
+    assert some.device.log == every.device.log
