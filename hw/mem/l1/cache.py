@@ -52,9 +52,9 @@ class L1Cache(wiring.Component):
     what is in that way: a Release for every valid line, so that the snoop filter stays exact. An arriving line
     therefore finds its place empty, needs neither channel A nor C, and can always be taken.
 
-    **Progress.** When a line arrives, the loads that wait for it, and the oldest store if it may write now,
-    go next; until they have, no Probe of that line is taken, no line evicted and no other Grant taken. That is
-    bounded by the number of waiting loads. A Probe waits for nothing else than channel C.
+    **Progress.** When a line arrives, the loads that wait for it, and the oldest store if it may write the line now,
+    go before any Probe, any eviction and any other Grant. So no line comes in vain, whatever the last level does,
+    and a Probe waits for at most ``core.load_queue`` loads, a store, and for channel C.
 
     The core never has more than ``core.load_queue`` loads without an answer in this cache (prefetches
     not counted).
@@ -124,7 +124,6 @@ class L1Cache(wiring.Component):
         self._store_starved = Signal(name="store_starved")  # the next free MSHR is for it
         # The line that arrived last, and what waits for it
         self._draining = Signal(name="draining")
-        self._drain_line = Signal(LINE_ADDRESS_WIDTH, name="drain_line")
         self._drain_index = Signal(range(l1.mshrs), name="drain_index")
         self._drain_store = Signal(name="drain_store")
         # Allocation
@@ -208,8 +207,7 @@ class L1Cache(wiring.Component):
             c_free.eq(idle_c & ~in_stage_1[Kind.PROBE] & ~in_stage_1[Kind.ALLOCATE]),
             store_ready.eq(self._store_valid & ~self._store_asleep & ~in_stage_1[Kind.STORE]),
         ]
-        locked = self._draining & (tilelink.b.payload.line == self._drain_line)
-        may_allocate = misses.unissued & ~self._blocked & ~self._draining & ~granted & ~tilelink.a.valid & c_free
+        may_allocate = misses.unissued & ~self._blocked & ~granted & ~tilelink.a.valid & c_free
 
         with m.If(self._write_tag):
             pass  # the tags would be read as they were before
@@ -219,7 +217,7 @@ class L1Cache(wiring.Component):
             m.d.comb += replay.eq(1)
         with m.Elif(store_ready & self._drain_store):
             m.d.comb += [take.eq(1), kind.eq(Kind.STORE), line.eq(self._store.line)]
-        with m.Elif(tilelink.b.valid & c_free & ~locked):
+        with m.Elif(tilelink.b.valid & c_free):
             m.d.comb += [take.eq(1), kind.eq(Kind.PROBE), line.eq(tilelink.b.payload.line), tilelink.b.ready.eq(1)]
         with m.Elif(waiting.retry):
             m.d.comb += replay.eq(1)
@@ -432,7 +430,6 @@ class L1Cache(wiring.Component):
             e.valid.eq(1),
             e.payload.sink.eq(d.payload.sink),
             self._draining.eq(1),
-            self._drain_line.eq(self._line),
             self._drain_index.eq(misses.index),
         ]
         with m.If(trunk & self._store_valid & (self._store.line == self._line)):

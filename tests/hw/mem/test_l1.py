@@ -11,6 +11,7 @@ from hw.config import CoreConfig, L1Config, load_machine
 from hw.lib.observe import collect
 from hw.lib.probe import Counter
 from hw.mem.l1 import L1Cache
+from hw.mem.l1.misses import MissFile
 from hw.mem.l1.replacement import TreePlru
 
 TINY = load_machine("tiny")
@@ -481,7 +482,7 @@ def test_upgrade_race():
         bench.load(6)
         await bench.settle(ctx)
         bench.store(6, mask=1, data=0x55)
-        while not bench.last_level.acquires:
+        for _ in range(10):
             await bench.edge(ctx)
         assert bench.last_level.log[-1][3] is Grow.B_TO_T
         bench.last_level.probe(6, Cap.TO_N)
@@ -503,7 +504,28 @@ def test_store_attaches_to_the_miss_of_a_load():
         await bench.settle(ctx)
         assert [e[3] for e in bench.last_level.log if e[1] == "acquire"] == [Grow.N_TO_T]
 
-    Bench(exclusive=0).run(process)
+    Bench(l1=l1_config(mshrs=1), exclusive=0).run(process)
+
+
+def test_an_upgrade_keeps_its_way_when_probed():
+    async def process(ctx, bench):
+        sets = bench.dut.l1.sets
+        bench.load(6)
+        await bench.settle(ctx)
+        bench.store(6)
+        for _ in range(10):
+            await bench.edge(ctx)
+        bench.last_level.probe(6, Cap.TO_N)
+        for _ in range(10):
+            await bench.edge(ctx)
+        bench.load(6 + sets)
+        bench.load(6 + 2 * sets)
+        await bench.settle(ctx)
+        asked = {line: edge for edge, kind, line, _ in bench.last_level.log if kind == "acquire"}
+        done = {line: edge for edge, kind, line, _ in bench.last_level.log if kind == "grant"}
+        assert asked[6 + 2 * sets] > done[6], "of two ways, one is kept for the upgrade"
+
+    Bench(l1=l1_config(mshrs=3), delay=(60, 60), exclusive=0).run(process)
 
 
 def test_prefetch():
@@ -527,6 +549,20 @@ def test_prefetch():
         assert counters(ctx, bench)["loads"] == 1
 
     Bench(delay=(8, 8)).run(process)
+
+
+def test_a_store_gets_the_next_free_mshr():
+    async def process(ctx, bench):
+        bench.load(1)
+        bench.store(2)
+        for _ in range(10):
+            await bench.edge(ctx)
+        for i in range(100):
+            bench.load(0x100 + i, prefetch=1)
+        await bench.settle(ctx)
+        assert [e[2] for e in bench.last_level.log if e[1] == "acquire"][:2] == [1, 2]
+
+    Bench(l1=l1_config(mshrs=1), delay=(30, 30)).run(process)
 
 
 def test_progress_under_hostile_probing():
@@ -566,6 +602,7 @@ def test_random(l1, core, last_level):
         pool = [tag * sets + rng.randrange(sets) % 3 for tag in tags] + [0, sets]
         operations = 500
         while operations:
+            assert bench.cycle < 20_000
             hot = rng.random() < 0.5
             line = rng.choice(pool[:2] if hot else pool)
             offset = rng.randrange(LINE_BYTES)
@@ -592,6 +629,8 @@ def test_random(l1, core, last_level):
 def test_parameters_are_checked():
     with pytest.raises(ValueError, match="power of two of ways, not 3"):
         TreePlru(sets=2, ways=3, domain="core0")
+    with pytest.raises(ValueError, match="1 to 32 MSHRs, not 0"):
+        MissFile(count=0, loads=1, ways=1, domain="core0")
 
 
 @pytest.mark.parametrize("ways", [2, 4, 8])
