@@ -89,6 +89,11 @@ def program(draw: random.Random, length: int, interrupts: bool) -> list[Op]:
             ],
             [40, 40, 10, 3, 1, 3, 1, 2 if interrupts and not masked else 0],
         )[0]
+        stores = [op for op in ops[-4:] if op.kind == Kind.STORE]
+        if kind == Kind.LOAD and stores and draw.random() < 0.4:
+            store = draw.choice(stores)
+            start = draw.randrange(store.size)
+            fields = {"address": store.address + start, "size": draw.randint(1, store.size - start)}
         if kind == Kind.STORE:
             fields["data"] = draw.getrandbits(512)
         elif kind == Kind.EXECUTE:
