@@ -1,0 +1,1 @@
+"""From Amaranth to something that runs: flat toplevel, Verilog, compiled modules, cached by content."""

@@ -1,0 +1,192 @@
+"""A machine as one flat module: every clock, host port, probe, counter and timer a port of its own.
+
+Inputs go nowhere but to the machine's own inputs, which registers take up: compiled models evaluate logic behind
+inputs at every evaluation, whatever clock rises.
+"""
+
+from typing import Any, Protocol
+
+from amaranth.back import verilog
+from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Mux, Shape, Signal, Value
+from amaranth.lib import data
+
+from hw.bus.core import Completion, InterruptTaken, Operation
+from hw.bus.wire import FrameBeat
+from hw.lib import probe as hw_probe
+from hw.lib import time as hw_time
+from hw.lib.observe import collect
+from hw.lib.platform import CompiledSimulation
+from hw.lib.ram import RAM_VERILOG
+from hw.lib.time import NOW_WIDTH, time_domain
+
+from .manifest import Counter, Domain, Field, Layout, Manifest, Port, Probe, ProbeWord, Timer
+
+__all__ = ["TOP_MODULE", "MachineLike", "Toplevel", "to_verilog"]
+
+#: Name of the Verilog module.
+TOP_MODULE = "nicscope"
+
+#: Probes per ``probes_<domain>_<k>`` port: what fits the simulator's widest plain integer.
+PROBES_PER_WORD = 64
+
+
+class MachineLike(Protocol):
+    """What a design offers to be wrapped, see ``hw.machine.Machine``. It elaborates like any Amaranth design
+    and leaves the creation of its clock domains to its parent.
+    """  # fmt: skip
+
+    config: Any
+    domains: list[str]
+    host: list
+    wire: Any
+    quiet: dict[str, Signal]
+    now: dict[str, hw_time.Now]
+
+
+class Toplevel(Elaboratable):
+    """The flat module.
+
+    Attributes:
+        manifest: what its ports are.
+        ports: the ports, by name.
+    """
+
+    def __init__(self, machine: MachineLike):
+        self.machine = machine
+        self.ports: dict[str, Signal] = {}
+        self._outputs: set[str] = set()
+        self._connections: list = []
+
+        config, names = machine.config, machine.domains
+        domains = tuple(Domain(name, config.period_ticks(_clock_of(name))) for name in names)
+        for name in names:
+            self._input(f"clk_{name}", 1)
+            self._input(f"clk_{time_domain(name)}", 1)
+            self._drive(machine.now[name].advance, f"advance_{name}")
+        self._output("quiet", Cat(machine.quiet[name] for name in names))
+
+        timers = self._timers()
+        probes, words = self._probes()
+        counters = self._counters()
+        for index, host in enumerate(machine.host):
+            self._core(index, host)
+        self._drive(machine.wire.valid, "wire_valid")
+        self._drive(machine.wire.payload, "wire_payload")
+        self._output("wire_ready", machine.wire.ready)
+
+        self.manifest = Manifest(
+            name=config.name,
+            ticks_per_second=config.ticks_per_second,
+            domains=domains,
+            probes=probes,
+            probe_words=words,
+            counters=counters,
+            timers=timers,
+            core_domains=tuple(names.index(f"core{index}") for index in range(len(machine.host))),
+            wire_domain=names.index("nic"),
+            operation=_layout(Operation),
+            completion=_layout(Completion),
+            interrupt=_layout(InterruptTaken),
+            frame_beat=_layout(FrameBeat),
+            ports=tuple(Port(name, len(port), name in self._outputs) for name, port in self.ports.items()),
+        )
+
+    def elaborate(self, platform):
+        """Make the clock domains from their ports and join machine and ports."""
+        m = Module()
+        for name in self.machine.domains:
+            for domain in (name, time_domain(name)):
+                clock = ClockDomain(domain, reset_less=True)
+                clock.clk = self.ports[f"clk_{domain}"]
+                m.domains += clock
+        m.submodules.machine = self.machine
+        m.d.comb += self._connections
+        return m
+
+    def _input(self, name: str, width: int) -> Signal:
+        self.ports[name] = Signal(width, name=name)
+        return self.ports[name]
+
+    def _drive(self, target: Any, name: str) -> None:
+        value = Value.cast(target)
+        self._connections.append(value.eq(self._input(name, len(value))))
+
+    def _output(self, name: str, source: Any) -> None:
+        value = Value.cast(source)
+        self.ports[name] = port = Signal(len(value), name=name)
+        self._outputs.add(name)
+        self._connections.append(port.eq(value))
+
+    def _timers(self) -> tuple[Timer, ...]:
+        result: list[Timer] = []
+        count = dict.fromkeys(self.machine.domains, 0)
+        for path, timer in collect(self.machine, hw_time.Timer).items():
+            port = f"timer_{timer.domain}_{count[timer.domain]}"
+            count[timer.domain] += 1
+            self._output(f"{port}_armed", timer.armed)
+            self._output(f"{port}_deadline", timer.deadline)
+            result.append(Timer(path, self.machine.domains.index(timer.domain), port, timer.background))
+        return tuple(result)
+
+    def _probes(self) -> tuple[tuple[Probe, ...], tuple[ProbeWord, ...]]:
+        found = collect(self.machine, hw_probe.Probe)
+        order = sorted(found, key=lambda path: (self.machine.domains.index(found[path].domain), path))
+        probes: list[Probe] = []
+        words: list[ProbeWord] = []
+        for path in order:
+            probe = found[path]
+            fields = tuple((name, len(signal)) for name, signal in probe.fields.items())
+            for name, signal in probe.fields.items():
+                # Nobody reads the payload of an event that does not happen: let the model skip it.
+                self._output(f"probe_{len(probes)}_{name}", Mux(probe.valid, signal, 0))
+            domain = self.machine.domains.index(probe.domain)
+            probes.append(Probe(path, domain, probe.doc, fields))
+        for domain, name in enumerate(self.machine.domains):
+            numbers = [number for number, probe in enumerate(probes) if probe.domain == domain]
+            for k, start in enumerate(range(0, len(numbers), PROBES_PER_WORD)):
+                part = numbers[start : start + PROBES_PER_WORD]
+                self._output(f"probes_{name}_{k}", Cat(found[order[number]].valid for number in part))
+                words.append(ProbeWord(f"probes_{name}_{k}", domain, part[0], len(part)))
+        return tuple(probes), tuple(words)
+
+    def _counters(self) -> tuple[Counter, ...]:
+        result: list[Counter] = []
+        for path, counter in sorted(collect(self.machine, hw_probe.Counter).items()):
+            self._output(f"counter_{len(result)}", counter.value)
+            result.append(Counter(path, self.machine.domains.index(counter.domain), counter.doc))
+        return tuple(result)
+
+    def _core(self, index: int, host: Any) -> None:
+        self._drive(host.operation.valid, f"core{index}_operation_valid")
+        self._drive(host.operation.payload, f"core{index}_operation_payload")
+        self._output(f"core{index}_operation_ready", host.operation.ready)
+        for name in ("issue", "issue_id", "completion_valid", "completion", "interrupt_taken", "interrupt"):
+            self._output(f"core{index}_{name}", getattr(host, name))
+
+
+def to_verilog(machine: MachineLike) -> tuple[str, Manifest]:
+    """Convert a machine for compiled simulation: the Verilog of everything, and its manifest."""
+    toplevel = Toplevel(machine)
+    text = verilog.convert(
+        toplevel,
+        name=TOP_MODULE,
+        platform=CompiledSimulation(),
+        ports=list(toplevel.ports.values()),
+        emit_src=False,
+        strip_internal_attrs=True,
+    )
+    return f"{text}\n{RAM_VERILOG.read_text()}", toplevel.manifest
+
+
+def _clock_of(domain: str) -> str:
+    """The clock that a domain runs on: all ``core<i>`` share one frequency."""
+    return domain.rstrip("0123456789")
+
+
+def _layout(struct: type) -> Layout:
+    layout = data.Layout.cast(struct)
+    fields = tuple(Field(str(name), field.offset, Shape.cast(field.shape).width) for name, field in layout)
+    return Layout(layout.size, fields)
+
+
+assert NOW_WIDTH < 64, "engines keep cycle numbers in 64-bit integers"

@@ -1,0 +1,1 @@
+"""What runs the hardware: native, amaranth and cocotb, one behaviour behind one protocol."""

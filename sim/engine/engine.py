@@ -1,0 +1,147 @@
+"""The protocol of the engines, and what they share.
+
+**Schedule.** Domain d has an edge at every multiple of its period from tick 0. At each step the engine takes the
+earliest tick at which a domain that must run has an edge. A domain must run when its ``quiet`` is low, when the host
+has something that can be handed over to it, or, if quiet, at the edge whose number is the deadline of an armed timer.
+All clocks that rise at a tick rise in one assignment. What the machine shows just before an edge happens at that edge.
+
+**Wakes.** A run ends with the first step that gives a reason (``sw.port.WakeKind``). The reasons of one step are
+told together: per core COMPLETION, then INTERRUPT; then EMPTY per core, but not for a context that has a COMPLETION
+in the same batch. IDLE comes when every domain is quiet, no timer other than background ones is armed and
+nothing can be handed over. Nothing that Python does between two runs takes simulated time.
+"""
+
+import enum
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sim.build.manifest import Manifest
+from sw.port import CorePort, Wake, WakeKind
+
+__all__ = ["OPERATION_DTYPE", "Engine", "Experiment", "Jump", "Recording", "Wake", "WakeKind"]
+
+
+class Jump(enum.IntEnum):
+    """Which of the permitted jumps an engine takes. No result may depend on it."""
+
+    OFF = 0  #: none: every edge of every clock is executed
+    ALL = 1  #: all, as far as they go
+    RANDOM = 2  #: some, some of them only in part, by the engine's seed
+
+
+#: An operation as it is recorded; native.cpp has the same.
+OPERATION_DTYPE = np.dtype(
+    [
+        ("not_before", "<i8"),  # handed over at an edge later than this tick
+        ("handle", "<i8"),
+        ("after", "<i8"),
+        ("address", "<u8"),
+        ("cycles", "<u4"),
+        ("context", "<i4"),
+        ("uops", "<u2"),
+        ("kind", "u1"),
+        ("size", "u1"),
+        ("notify", "u1"),
+        ("core", "u1"),
+        ("after_valid", "u1"),
+        ("after_id", "u1"),
+        ("data", "u1", (64,)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the host handed to a machine: enough to run it again without the software.
+
+    ``not_before`` is the tick at which software had pushed the operation, was switched to it, and it had nothing to
+    wait for outside the RTL. Simulated time stands still while software decides, so handing each operation over at
+    the first edge after that tick at which the core is ready repeats the run exactly.
+    """
+
+    operations: np.ndarray  #: of OPERATION_DTYPE, in the order in which they were handed over
+    frames: tuple[tuple[int, bytes, int, int], ...]  #: tick after which, frame, packet, start
+    end: int  #: tick of the last step
+
+    def save(self, path: Path) -> None:
+        """Write to a file (NumPy's ``.npz``)."""
+        data = b"".join(frame for _, frame, _, _ in self.frames)
+        table = np.array([(t, len(f), p, s) for t, f, p, s in self.frames], dtype="<i8").reshape(-1, 4)
+        with open(path, "wb") as file:
+            np.savez_compressed(
+                file, operations=self.operations, frames=table, data=np.frombuffer(data, "u1"), end=self.end
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> "Recording":
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as stored:
+            data, at, frames = stored["data"].tobytes(), 0, []
+            for tick, size, packet, start in stored["frames"].tolist():
+                frames.append((tick, data[at : at + size], packet, start))
+                at += size
+            return cls(stored["operations"], tuple(frames), int(stored["end"]))
+
+
+class Engine(CorePort, Protocol):
+    """A machine that runs. Made fresh for each run; nothing resets it."""
+
+    manifest: Manifest
+
+    def push_frame(self, data: bytes, packet: int, start: int) -> None:
+        """Queue a frame for the wire.
+
+        Arguments:
+            data: the frame, FCS included, 1 to 65535 bytes.
+            packet: its id, counted from 1.
+            start: cycle of the card's clock before which its preamble may not start.
+        """
+
+    def cycles(self) -> dict[str, int]:
+        """Edges of each domain so far, skipped ones included."""
+
+    def executed(self) -> dict[str, int]:
+        """Edges of each domain that were executed."""
+
+    def log(self) -> np.ndarray:
+        """The events so far, of ``sim.observe.log.LOG_DTYPE``, ordered by (tick, domain, probe)."""
+
+    def log_sha256(self) -> str:
+        """Digest of :meth:`log`."""
+
+    def counters(self) -> dict[str, int]:
+        """Values of the machine's counters."""
+
+    def issued(self, core: int) -> np.ndarray:
+        """Handles of the operations of a core in the order in which they issued, one per issue.
+
+        An EXECUTE that an interrupt cut short issues once for each part, under one handle.
+        """
+
+    def recording(self) -> Recording:
+        """What was handed over so far.
+
+        Raises:
+            ValueError: when the engine was not made with ``record``.
+        """
+
+    def close(self) -> None:
+        """Finish files."""
+
+
+#: What runs on an engine. It awaits ``engine.run()`` and nothing else.
+Experiment = Callable[[Any], Awaitable[Any]]
+
+
+def completes(kind: int) -> bool:
+    """Whether an operation of this kind gives a completion."""
+    return kind in _COMPLETING
+
+
+_COMPLETING = frozenset((1, 4, 6))  # LOAD, MMIO_READ, FENCE
+
+Wakes = Sequence[Wake]

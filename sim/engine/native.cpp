@@ -1,0 +1,920 @@
+// The native engine: the schedule, the cores' operation queues and the event log around one Verilator model.
+//
+// The behaviour is that of sim/engine/loop.py, which is the one to read first: both give the same log, byte for byte.
+// "ports.h" is generated from the manifest by sim/build/native.py: struct Ports holds the Verilated model and reaches
+// its ports, constants describe the machine.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "ports.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using ports::CORES;
+using ports::CORE_DOMAIN;
+using ports::DOMAINS;
+using ports::PERIOD;
+using ports::WIRE_DOMAIN;
+using Tick = int64_t;
+using Clock = std::chrono::steady_clock;
+
+constexpr Tick NEVER = std::numeric_limits<Tick>::max();
+constexpr unsigned LINE_BYTES = 64;
+constexpr unsigned IDS = 256;
+
+enum WakeKind { EMPTY, COMPLETION, INTERRUPT, IDLE, LIMIT };  // sw.port.WakeKind
+enum Jump { OFF, ALL, RANDOM };                               // sim.engine.engine.Jump
+enum Kind { EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IRET };  // hw.bus.core
+
+constexpr bool completes(unsigned kind) { return kind == LOAD || kind == MMIO_READ || kind == FENCE; }
+
+// An operation as software pushed it, and as it is recorded. The layout is that of sim.engine.engine.OPERATION_DTYPE.
+struct Operation {
+    Tick not_before = -1;  // handed over at an edge later than this
+    int64_t handle = -1;
+    int64_t after = -1;
+    uint64_t address = 0;
+    uint32_t cycles = 0;
+    int32_t context = -1;
+    uint16_t uops = 0;
+    uint8_t kind = 0;
+    uint8_t size = 0;
+    uint8_t notify = 0;
+    uint8_t core = 0;         // recorded: where it was handed over
+    uint8_t after_valid = 0;  // recorded: as it was handed over
+    uint8_t after_id = 0;
+    uint8_t data[LINE_BYTES] = {};
+};
+static_assert(sizeof(Operation) == 48 + LINE_BYTES);
+
+// One row of the event log. The layout is that of sim.observe.log.LOG_DTYPE.
+struct Event {
+    uint64_t tick;
+    uint64_t probe;
+    uint64_t fields[4];
+};
+static_assert(sizeof(Event) == 48);
+
+struct Frame {
+    Tick not_before;
+    std::string data;
+    uint32_t packet;
+    uint64_t start;
+};
+
+struct Wake {
+    WakeKind kind;
+    int core;
+    int context;
+    int64_t value;
+    unsigned size = 0;  // bytes of data
+    std::array<uint8_t, LINE_BYTES> data = {};
+};
+
+struct Context {
+    std::deque<Operation> queue;
+    unsigned waiting = 0;  // operations pushed with notify that are not complete
+    int core = -1;
+    bool due = false;  // tell by EMPTY when it has nothing left
+    bool alive = true;
+};
+
+// What was handed over under an operation number.
+struct Flight {
+    int64_t handle = -1;
+    int32_t context = -1;
+    uint32_t cycles = 0;
+    uint16_t uops = 0;
+    uint8_t kind = 0;
+    uint8_t size = 0;
+    bool notify = false;
+    bool open = false;  // will complete, and has not
+};
+
+struct Core {
+    int context = -1;
+    Tick since = -1;       // what it is offered may be handed over later than this
+    uint8_t next_id = 0;   // number of the operation to be handed over next
+    bool changed = true;   // look again at what to offer
+    bool held = false;     // the front operation waits for a completion before it can be offered
+    bool offered = false;  // the front operation may be handed over
+    bool stale = true;     // the port does not show it
+    bool valid = false;    // the port's valid
+    bool after_valid = false;
+    uint8_t after_id = 0;
+    bool last_issued = true;  // the operation handed over last
+    Operation last;
+    int executing = -1;  // number of the EXECUTE issued last
+    int halted = -1;     // number of a HALT it sits in
+    std::array<Flight, IDS> flight;
+    std::vector<int64_t> issued;
+    std::vector<Operation> script;  // replay: what to hand over
+    size_t next = 0;
+};
+
+// xorshift64*. The choice of jumps needs no more; no result depends on it.
+class Random {
+public:
+    explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 0x2545F4914F6CDD1Du) {
+        if (state_ == 0) state_ = 1;
+    }
+    uint64_t operator()() {
+        state_ ^= state_ >> 12;
+        state_ ^= state_ << 25;
+        state_ ^= state_ >> 27;
+        return state_ * 0x2545F4914F6CDD1Du;
+    }
+
+private:
+    uint64_t state_;
+};
+
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+// ---- Bits of wide ports
+
+inline void put(uint32_t* words, unsigned offset, unsigned width, uint64_t value) {
+    if (width < 64) value &= (uint64_t{1} << width) - 1;
+    unsigned word = offset / 32, shift = offset % 32;
+    words[word] |= static_cast<uint32_t>(value << shift);
+    for (unsigned done = 32 - shift; done < width; done += 32) words[++word] |= static_cast<uint32_t>(value >> done);
+}
+
+inline void put_bytes(uint32_t* words, unsigned offset, const uint8_t* bytes, size_t size) {
+    for (size_t at = 0; at < size; at += 8) {
+        uint64_t chunk = 0;
+        std::memcpy(&chunk, bytes + at, std::min<size_t>(8, size - at));
+        put(words, offset + 8 * static_cast<unsigned>(at), 8 * static_cast<unsigned>(std::min<size_t>(8, size - at)),
+            chunk);
+    }
+}
+
+inline uint64_t get(const uint32_t* words, unsigned offset, unsigned width) {
+    unsigned word = offset / 32;
+    const unsigned shift = offset % 32;
+    uint64_t value = words[word] >> shift;
+    for (unsigned done = 32 - shift; done < width; done += 32) value |= uint64_t{words[++word]} << done;
+    return width < 64 ? value & ((uint64_t{1} << width) - 1) : value;
+}
+
+// ---- The model and its clocks
+
+class Model : public ports::Ports {
+public:
+    explicit Model(const std::string& waves) {
+        if (!waves.empty()) open_waves(waves);
+        eval();
+    }
+
+    // Execute an edge of the domains in `due` at tick `at`.
+    void edge(Tick at, uint32_t due) {
+        settle(at, due);
+        set_clocks(due);
+        set_time_clocks(due);
+        eval();
+        dump(at);
+        lower(due);
+    }
+
+    // Let `now` of the domains in `late` catch up; `advance` is set.
+    void catch_up(Tick at, uint32_t late) {
+        settle(at, late);
+        set_time_clocks(late);
+        eval();
+        lower(late);
+    }
+
+private:
+    // A clock that was high is seen low before it rises again; if it need not rise now, its fall is folded into
+    // the evaluation of the others' rise.
+    void settle(Tick at, uint32_t rising) {
+        fall_waves(at);
+        if (!(rising & unseen_)) return;
+        eval();
+        unseen_ = 0;
+    }
+    void lower(uint32_t which) {
+        unseen_ = which;
+#if !NICSCOPE_WAVES
+        set_clocks(0);
+        set_time_clocks(0);
+#endif
+    }
+
+    uint32_t unseen_ = 0;  // clocks whose fall has not been evaluated
+
+#if NICSCOPE_WAVES
+public:
+    ~Model() { close_waves(); }
+    void close_waves() {
+        if (!open_) return;
+        fall_waves(high_since_ + SHORTEST);
+        file_.close();
+        open_ = false;
+    }
+
+private:
+    // Waves have clocks one can see: high until half the shortest period has passed, or half the time to the next
+    // edge of any clock.
+    static constexpr Tick SHORTEST = *std::min_element(std::begin(PERIOD), std::end(PERIOD));
+    void open_waves(const std::string& path) {
+        context.traceEverOn(true);
+        top.trace(&file_, 99);
+        file_.open(path.c_str());
+        if (!file_.isOpen()) refuse("cannot write waves to " + path);
+        open_ = true;
+    }
+    void dump(Tick at) {
+        if (open_) file_.dump(picoseconds(at));
+        high_since_ = at;
+    }
+    void fall_waves(Tick next) {
+        if (!unseen_) return;
+        set_clocks(0);
+        set_time_clocks(0);
+        eval();
+        unseen_ = 0;
+        const uint64_t high = picoseconds(high_since_);
+        if (open_ && next > high_since_)
+            file_.dump(high + (picoseconds(std::min(next, high_since_ + SHORTEST)) - high) / 2);
+    }
+    static uint64_t picoseconds(Tick at) {
+        return static_cast<uint64_t>(static_cast<unsigned __int128>(at) * 1000000000000u / ports::TICKS_PER_SECOND);
+    }
+    VerilatedFstC file_;
+    bool open_ = false;
+    Tick high_since_ = -1;
+#else
+public:
+    void close_waves() {}
+
+private:
+    void open_waves(const std::string&) { refuse("this build has no waves"); }
+    void dump(Tick) {}
+    void fall_waves(Tick) {}
+#endif
+};
+
+// ---- The loop
+
+class Loop {
+public:
+    Loop(nb::object wake, nb::list kinds, int jump, uint64_t seed, bool record, bool profile, const std::string& waves)
+        : model_(waves), wake_(std::move(wake)), kinds_(std::move(kinds)), jump_(static_cast<Jump>(jump)),
+          random_(seed), record_(record), profile_(profile) {}
+
+    // ---- Contexts, operations, frames
+
+    int new_context() {
+        contexts_.push_back(std::make_unique<Context>());
+        return static_cast<int>(contexts_.size()) - 1;
+    }
+
+    void free_context(int number) {
+        Context& context = find(number);
+        if (!context.queue.empty())
+            refuse("context " + std::to_string(number) + " still has " + std::to_string(context.queue.size()) +
+                   " operations to hand over");
+        if (context.core >= 0) leave(cores_[context.core]);
+        context.alive = false;
+    }
+
+    void switch_to(int number, int context_number) {
+        if (number < 0 || number >= static_cast<int>(CORES))
+            refuse("core must be between 0 and " + std::to_string(CORES - 1) + ", not " + std::to_string(number));
+        Context& context = find(context_number);
+        if (context.core >= 0 && context.core != number)
+            refuse("context " + std::to_string(context_number) + " is on core " + std::to_string(context.core));
+        Core& core = cores_[number];
+        leave(core);
+        context.core = number;
+        context.due = true;
+        core.context = context_number;
+        core.since = tick_;
+    }
+
+    int64_t push(int number, int kind, uint64_t address, int size, nb::handle data, uint64_t cycles, uint64_t uops,
+                 int64_t after, bool notify) {
+        Context& context = find(number);
+        Operation op;
+        fill(op, kind, address, size, data, cycles, uops, after, notify);
+        op.context = number;
+        op.handle = static_cast<int64_t>(complete_.size());
+        op.not_before = tick_;
+        complete_.push_back(!completes(op.kind));
+        context.queue.push_back(op);
+        context.waiting += notify;
+        context.due = true;
+        if (context.core >= 0 && context.queue.size() == 1) cores_[context.core].changed = true;
+        return op.handle;
+    }
+
+    void push_frame(nb::bytes data, uint32_t packet, uint64_t start) {
+        if (data.size() < 1 || data.size() > 0xFFFF)
+            refuse("a frame must have 1 to 65535 bytes, not " + std::to_string(data.size()));
+        frames_.push_back({tick_, std::string(data.c_str(), data.size()), packet, start});
+        if (record_) recorded_frames_.push_back(frames_.back());
+    }
+
+    // ---- Running
+
+    nb::list run(std::optional<Tick> until) {
+        advance(until.value_or(NEVER));
+        nb::list result;
+        for (const Wake& wake : wakes_) result.append(make_wake(wake));
+        wakes_.clear();
+        return result;
+    }
+
+    // Hand over what was recorded, up to tick `end`; returns the seconds it took.
+    double replay(nb::bytes operations, const std::vector<std::tuple<Tick, nb::bytes, uint32_t, uint64_t>>& frames,
+                  Tick end) {
+        if (tick_ >= 0 || !complete_.empty() || !frames_.empty()) refuse("a replay needs a fresh engine");
+        if (operations.size() % sizeof(Operation)) refuse("this is no recording of this version");
+        for (size_t at = 0; at < operations.size(); at += sizeof(Operation)) {
+            Operation op;
+            std::memcpy(static_cast<void*>(&op), operations.c_str() + at, sizeof(Operation));
+            if (op.core >= CORES)
+                refuse("the recording is of a machine with more than " + std::to_string(CORES) + " cores");
+            cores_[op.core].script.push_back(op);
+        }
+        for (const auto& [not_before, data, packet, start] : frames)
+            frames_.push_back({not_before, std::string(data.c_str(), data.size()), packet, start});
+        replaying_ = true;
+        const auto begin = Clock::now();
+        advance(end);
+        const std::chrono::duration<double> took = Clock::now() - begin;
+        wakes_.clear();
+        return took.count();
+    }
+
+    // ---- Results
+
+    Tick tick() const { return std::max<Tick>(tick_, 0); }
+
+    std::vector<int64_t> cycles() const {
+        std::vector<int64_t> result;
+        for (unsigned d = 0; d < DOMAINS; ++d) result.push_back(first_edge(d));
+        return result;
+    }
+
+    std::vector<int64_t> executed() const { return {executed_.begin(), executed_.end()}; }
+
+    std::vector<std::pair<int64_t, double>> edge_costs() const {
+        std::vector<std::pair<int64_t, double>> result;
+        for (unsigned d = 0; d < DOMAINS; ++d)
+            result.emplace_back(alone_[d], std::chrono::duration<double>(alone_time_[d]).count());
+        return result;
+    }
+
+    nb::bytes log() const { return bytes_of(log_); }
+
+    std::vector<uint64_t> counters() {
+        std::vector<uint64_t> result;
+        for (unsigned n = 0; n < ports::COUNTERS; ++n) result.push_back(model_.counter(n));
+        return result;
+    }
+
+    nb::bytes issued(unsigned core) const {
+        if (core >= CORES) refuse("there is no core " + std::to_string(core));
+        return bytes_of(cores_[core].issued);
+    }
+
+    nb::tuple recording() const {
+        if (!record_) refuse("the engine was not made with record=True");
+        nb::list frames;
+        for (const Frame& frame : recorded_frames_)
+            frames.append(nb::make_tuple(frame.not_before, nb::bytes(frame.data.data(), frame.data.size()),
+                                         frame.packet, frame.start));
+        return nb::make_tuple(bytes_of(recorded_), frames, tick_);
+    }
+
+    void close() { model_.close_waves(); }
+
+private:
+    // ---- Time
+
+    // Number of the first edge of domain d that is still to come.
+    int64_t first_edge(unsigned d) const { return (tick_ + PERIOD[d]) / PERIOD[d]; }
+
+    // Its tick. `next_tick_` is that of the edge after the last one executed.
+    Tick first_tick(unsigned d) const {
+        return next_tick_[d] > tick_ ? next_tick_[d] : first_edge(d) * PERIOD[d];
+    }
+
+    // Tick of the first edge of domain d to come that is later than `tick`.
+    Tick first_tick_after(unsigned d, Tick tick) const {
+        return tick <= tick_ ? first_tick(d) : (tick / PERIOD[d] + 1) * PERIOD[d];
+    }
+
+    // ---- Software's side
+
+    Context& find(int number) {
+        if (number < 0 || number >= static_cast<int>(contexts_.size()) || !contexts_[number]->alive)
+            refuse("there is no context " + std::to_string(number));
+        return *contexts_[number];
+    }
+
+    void leave(Core& core) {
+        if (core.context >= 0) contexts_[core.context]->core = -1;
+        core.context = -1;
+        core.changed = true;
+    }
+
+    void fill(Operation& op, int kind, uint64_t address, int size, nb::handle data, uint64_t cycles, uint64_t uops,
+              int64_t after, bool notify) {
+        if (kind < EXECUTE || kind > IRET) refuse("there is no operation of kind " + std::to_string(kind));
+        const bool memory = kind >= LOAD && kind <= MMIO_WRITE;
+        const unsigned width = ports::OPERATION_ADDRESS_WIDTH;
+        if (memory && address >> width)
+            refuse("an address has " + std::to_string(width) + " bits, not " + std::to_string(address));
+        if (memory && (size < 1 || size > static_cast<int>(LINE_BYTES)))
+            refuse("size must be between 1 and 64 bytes, not " + std::to_string(size));
+        if (memory && address % LINE_BYTES + size > LINE_BYTES)
+            refuse(std::to_string(size) + " bytes at address " + std::to_string(address) +
+                   " cross a line of 64 bytes");
+        if ((kind == MMIO_READ || kind == MMIO_WRITE) && size != 4 && size != 8)
+            refuse("an MMIO access has 4 or 8 bytes, not " + std::to_string(size));
+        if (kind == EXECUTE && (cycles < 1 || cycles > 0xFFFFFFFFu))
+            refuse("cycles must be between 1 and 4294967295, not " + std::to_string(cycles));
+        if (uops > 0xFFFF) refuse("uops must be between 0 and 65535, not " + std::to_string(uops));
+        if (after < -1 || after >= static_cast<int64_t>(complete_.size()))
+            refuse("after must be the handle of an operation, not " + std::to_string(after));
+        if (notify && !completes(kind) && kind != HALT)
+            refuse("an operation of kind " + std::to_string(kind) + " never completes: it cannot notify");
+        op.kind = static_cast<uint8_t>(kind);
+        op.address = memory ? address : 0;
+        op.size = static_cast<uint8_t>(memory ? size : 0);
+        op.cycles = static_cast<uint32_t>(kind == EXECUTE ? cycles : 0);
+        op.uops = static_cast<uint16_t>(uops);
+        op.after = after;
+        op.notify = notify;
+        if (kind == STORE || kind == MMIO_WRITE) fill_data(op, data);
+    }
+
+    static void fill_data(Operation& op, nb::handle data) {
+        if (PyBytes_Check(data.ptr())) {
+            if (PyBytes_GET_SIZE(data.ptr()) != op.size)
+                refuse("data has " + std::to_string(PyBytes_GET_SIZE(data.ptr())) + " bytes, size says " +
+                       std::to_string(op.size));
+            std::memcpy(op.data, PyBytes_AS_STRING(data.ptr()), op.size);
+            return;
+        }
+        if (!PyLong_Check(data.ptr())) refuse("data must be an int or bytes");
+        if (op.size > 8) refuse("data of more than 8 bytes must be bytes");
+        const uint64_t value = PyLong_AsUnsignedLongLong(data.ptr());
+        if (value == ~uint64_t{0} && PyErr_Occurred()) throw nb::python_error();
+        if (op.size < 8 && value >> (8 * op.size)) refuse("data does not fit " + std::to_string(op.size) + " bytes");
+        std::memcpy(op.data, &value, 8);
+    }
+
+    // Number under which `handle` is in flight on `core`, -1 if it is not.
+    static int in_flight(const Core& core, int64_t handle) {
+        for (unsigned back = 1; back <= IDS; ++back) {
+            const auto id = static_cast<uint8_t>(core.next_id - back);
+            if (core.flight[id].handle == handle && core.flight[id].open) return id;
+        }
+        return -1;
+    }
+
+    const Operation* front(const Core& core) const {
+        if (replaying_) return core.next < core.script.size() ? &core.script[core.next] : nullptr;
+        if (core.context < 0 || contexts_[core.context]->queue.empty()) return nullptr;
+        return &contexts_[core.context]->queue.front();
+    }
+
+    // Decide what each core is offered from its next edge on. Only between steps, so that what happens on one core
+    // reaches another no earlier than at a later tick.
+    void offer() {
+        for (Core& core : cores_) {
+            if (!core.changed) continue;
+            core.changed = false;
+            const Operation* op = front(core);
+            core.offered = op != nullptr;
+            core.stale = true;
+            if (!op || replaying_) continue;
+            // Its number must be free again. The RTL orders it after an operation of the same core; after one of
+            // another core, or one still queued, it is ordered here.
+            const bool hold = core.flight[core.next_id].open ||
+                              (op->after >= 0 && !complete_[op->after] && in_flight(core, op->after) < 0);
+            if (hold) {
+                core.offered = false;
+                core.changed = true;
+            } else if (core.held) {
+                core.since = tick_;
+            }
+            core.held = hold;
+        }
+    }
+
+    void raise_empty() {
+        for (unsigned i = 0; i < CORES; ++i) {
+            const int number = cores_[i].context;
+            if (number < 0) continue;
+            Context& context = *contexts_[number];
+            if (!context.due || !context.queue.empty() || context.waiting) continue;
+            // A COMPLETION in this batch will make it go on; if not, EMPTY comes with the next.
+            const bool told = std::any_of(wakes_.begin(), wakes_.end(), [number](const Wake& wake) {
+                return wake.kind == COMPLETION && wake.context == number;
+            });
+            if (told) continue;
+            context.due = false;
+            wakes_.push_back({EMPTY, static_cast<int>(i), number, 0});
+        }
+    }
+
+    // ---- Steps
+
+    void advance(Tick until) {
+        unsigned steps = 0;
+        offer();
+        if (!replaying_) raise_empty();
+        while (wakes_.empty()) {
+            uint32_t due = 0;
+            const Tick at = choose(until, due);
+            if (!due) return;
+            step(at, due);
+            offer();
+            if (!replaying_) raise_empty();
+            if ((++steps & 0xFFFF) == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
+        }
+    }
+
+    // The next tick at which an edge is executed, and the domains that execute one; none, and a wake, when idle or
+    // past `until`.
+    Tick choose(Tick until, uint32_t& due) {
+        const uint32_t quiet = model_.quiet();
+        std::array<Tick, DOMAINS> ticks;
+        bool idle = true;
+        for (unsigned d = 0; d < DOMAINS; ++d) {
+            ticks[d] = NEVER;
+            if (!(quiet >> d & 1)) {
+                ticks[d] = first_tick(d);
+                idle = false;
+            }
+        }
+        for (unsigned i = 0; i < CORES; ++i) {
+            if (!cores_[i].offered || !model_.operation_ready(i)) continue;
+            const unsigned d = CORE_DOMAIN[i];
+            ticks[d] = std::min(ticks[d], first_tick_after(d, front(cores_[i])->not_before));
+            idle = false;
+        }
+        if (!frames_.empty() && model_.wire_ready()) {
+            Tick& tick = ticks[WIRE_DOMAIN];
+            tick = std::min(tick, first_tick_after(WIRE_DOMAIN, frames_.front().not_before));
+            idle = false;
+        }
+        for (unsigned d = 0; d < DOMAINS; ++d) {
+            if (quiet >> d & 1) ticks[d] = std::min(ticks[d], wake_tick(d, idle));
+        }
+        if (idle) {
+            if (replaying_)
+                tick_ = std::max(tick_, until);
+            else
+                wakes_.push_back({IDLE, -1, -1, 0});
+            return NEVER;
+        }
+        const Tick at = *std::min_element(ticks.begin(), ticks.end());
+        if (at > until) {
+            tick_ = std::max(tick_, until);
+            wakes_.push_back({LIMIT, -1, -1, 0});
+            return NEVER;
+        }
+        for (unsigned d = 0; d < DOMAINS; ++d) due |= static_cast<uint32_t>(ticks[d] == at) << d;
+        return at;
+    }
+
+    // When a quiet domain must execute an edge by itself.
+    Tick wake_tick(unsigned d, bool& idle) {
+        if (!deadline_known_[d]) {
+            // Timers depend on registers of their domain alone.
+            uint64_t deadline = ~uint64_t{0};
+            foreground_[d] = model_.deadline(d, deadline);
+            deadline_[d] = deadline == ~uint64_t{0} ? NEVER : static_cast<Tick>(deadline) * PERIOD[d];
+            deadline_known_[d] = true;
+        }
+        if (foreground_[d]) idle = false;
+        if (jump_ == OFF) return first_tick(d);
+        Tick tick = deadline_[d] == NEVER ? NEVER : std::max(deadline_[d], first_tick(d));
+        if (jump_ == RANDOM) tick = std::min(tick, forced_tick(d));
+        return tick;
+    }
+
+    // When a quiet domain executes an edge although it need not: drawn anew after each edge.
+    Tick forced_tick(unsigned d) {
+        if (!drawn_[d]) {
+            const uint64_t r = random_();
+            const Tick soon = first_tick(d) + static_cast<Tick>(r >> 8 & 63) * PERIOD[d];
+            forced_[d] = (r & 1) ? NEVER : (r & 2) ? soon : 0;
+            drawn_[d] = true;
+        }
+        return std::max(forced_[d], first_tick(d));
+    }
+
+    void step(Tick at, uint32_t due) {
+        uint32_t late = 0;
+        for (unsigned d = 0; d < DOMAINS; ++d) {
+            if (!(due >> d & 1)) continue;
+            if (at != next_tick_[d]) {
+                model_.set_advance(d, static_cast<uint64_t>((at - next_tick_[d]) / PERIOD[d] - 1));
+                late |= 1u << d;
+            }
+            next_tick_[d] = at + PERIOD[d];
+            deadline_known_[d] = drawn_[d] = false;
+            ++executed_[d];
+        }
+        if (late) {
+            model_.catch_up(at, late);
+            for (unsigned d = 0; d < DOMAINS; ++d)
+                if (late >> d & 1) model_.set_advance(d, 0);
+        }
+
+        model_.probes(due, [this, at](unsigned first, uint64_t valid) {
+            for (; valid; valid &= valid - 1) {
+                const unsigned number = first + static_cast<unsigned>(__builtin_ctzll(valid));
+                log_.push_back({static_cast<uint64_t>(at), number, {0, 0, 0, 0}});
+                model_.payload(number, log_.back().fields);
+            }
+        });
+        for (unsigned i = 0; i < CORES; ++i)
+            if (due >> CORE_DOMAIN[i] & 1) core_edge(i, at);
+        if (due >> WIRE_DOMAIN & 1) wire_edge(at);
+
+        if (profile_)
+            timed_edge(at, due);
+        else
+            model_.edge(at, due);
+        tick_ = at;
+    }
+
+    void timed_edge(Tick at, uint32_t due) {
+        const auto begin = Clock::now();
+        model_.edge(at, due);
+        if (due & (due - 1)) return;
+        const auto d = static_cast<unsigned>(__builtin_ctz(due));
+        alone_time_[d] += Clock::now() - begin;
+        ++alone_[d];
+    }
+
+    void core_edge(unsigned i, Tick at) {
+        Core& core = cores_[i];
+        if (model_.issue(i)) issue(core, model_.issue_id(i));
+        if (model_.completion_valid(i)) completion(core, i);
+        const bool interrupted = model_.interrupt_taken(i);
+        if (interrupted && !replaying_) interrupt(core, i);
+        hand_over(core, i, at, interrupted);
+    }
+
+    static void issue(Core& core, uint8_t id) {
+        const Flight& flight = core.flight[id];
+        core.issued.push_back(flight.handle);
+        if (id == static_cast<uint8_t>(core.next_id - 1)) core.last_issued = true;
+        if (flight.kind == EXECUTE) core.executing = id;
+        if (flight.kind == HALT) core.halted = id;
+    }
+
+    void completion(Core& core, unsigned i) {
+        const uint32_t* bits = model_.completion(i);
+        Flight& flight = core.flight[get(bits, ports::COMPLETION_ID, ports::COMPLETION_ID_WIDTH)];
+        if (!flight.open) return;
+        flight.open = false;
+        core.stale = true;
+        if (replaying_) return;
+        complete_[flight.handle] = true;
+        if (!flight.notify) return;
+        Wake wake{COMPLETION, static_cast<int>(i), flight.context, flight.handle, flight.size};
+        for (unsigned at = 0; at < LINE_BYTES; at += 8) {
+            const uint64_t chunk = get(bits, ports::COMPLETION_DATA + 8 * at, 64);
+            std::memcpy(wake.data.data() + at, &chunk, 8);
+        }
+        finish(wake);
+    }
+
+    void finish(const Wake& wake) {
+        --contexts_[wake.context]->waiting;
+        wakes_.push_back(wake);
+    }
+
+    void interrupt(Core& core, unsigned i) {
+        const uint64_t taken = model_.interrupt(i);
+        const uint64_t remaining = taken >> ports::INTERRUPT_REMAINING & 0xFFFFFFFFu;
+        if (core.halted >= 0) {
+            const Flight& flight = core.flight[core.halted];
+            if (flight.notify) finish({COMPLETION, static_cast<int>(i), flight.context, flight.handle});
+            core.halted = -1;
+        }
+        if ((taken >> ports::INTERRUPT_SQUASHED & 1) && !core.last_issued) {
+            core.flight[static_cast<uint8_t>(core.next_id - 1)].open = false;
+            contexts_[core.last.context]->queue.push_front(core.last);
+            core.last_issued = true;
+        }
+        if (remaining && core.executing >= 0) {
+            const Flight& flight = core.flight[core.executing];
+            Operation rest;
+            rest.kind = EXECUTE;
+            rest.handle = flight.handle;
+            rest.context = flight.context;
+            rest.cycles = static_cast<uint32_t>(remaining);
+            rest.uops = static_cast<uint16_t>(flight.uops * remaining / flight.cycles);
+            contexts_[rest.context]->queue.push_front(rest);
+        }
+        core.executing = -1;
+        const int interrupted = core.context;
+        leave(core);
+        core.offered = false;
+        wakes_.push_back({INTERRUPT, static_cast<int>(i), interrupted,
+                          static_cast<int64_t>(taken >> ports::INTERRUPT_VECTOR & 0xFF)});
+    }
+
+    void hand_over(Core& core, unsigned i, Tick at, bool interrupted) {
+        const Operation* op = core.offered ? front(core) : nullptr;
+        if (!op || at <= op->not_before) {
+            if (core.valid) model_.set_operation_valid(i, false);
+            core.valid = false;
+            return;
+        }
+        if (core.stale || !core.valid) show(core, i, *op);
+        if (interrupted || !model_.operation_ready(i)) return;
+
+        if (record_) {
+            Operation& copy = recorded_.emplace_back(*op);
+            copy.not_before = std::max(op->not_before, core.since);
+            copy.core = static_cast<uint8_t>(i);
+            copy.after_valid = core.after_valid;
+            copy.after_id = core.after_id;
+        }
+        const bool notify = op->notify && !replaying_;
+        core.flight[core.next_id++] = {op->handle, op->context, op->cycles, op->uops,
+                                       op->kind,   op->size,    notify,     completes(op->kind)};
+        core.offered = false;
+        core.changed = true;
+        core.last_issued = false;
+        if (replaying_) {
+            ++core.next;
+        } else {
+            core.last = *op;
+            contexts_[core.context]->queue.pop_front();
+        }
+    }
+
+    // Put an operation on the port. What completes at this very edge counts as complete.
+    void show(Core& core, unsigned i, const Operation& op) {
+        if (replaying_) {
+            core.after_valid = op.after_valid;
+            core.after_id = op.after_id;
+        } else {
+            const int after = op.after < 0 || complete_[op.after] ? -1 : in_flight(core, op.after);
+            core.after_valid = after >= 0;
+            core.after_id = static_cast<uint8_t>(std::max(after, 0));
+        }
+        uint32_t* words = model_.operation(i);
+        std::memset(words, 0, 4 * ports::OPERATION_WORDS);
+        put(words, ports::OPERATION_KIND, ports::OPERATION_KIND_WIDTH, op.kind);
+        put(words, ports::OPERATION_ID, ports::OPERATION_ID_WIDTH, core.next_id);
+        put(words, ports::OPERATION_ADDRESS, ports::OPERATION_ADDRESS_WIDTH, op.address);
+        put(words, ports::OPERATION_SIZE, ports::OPERATION_SIZE_WIDTH, op.size);
+        if (op.kind == STORE || op.kind == MMIO_WRITE) put_bytes(words, ports::OPERATION_DATA, op.data, op.size);
+        put(words, ports::OPERATION_CYCLES, ports::OPERATION_CYCLES_WIDTH, op.cycles);
+        put(words, ports::OPERATION_UOPS, ports::OPERATION_UOPS_WIDTH, op.uops);
+        put(words, ports::OPERATION_AFTER_VALID, 1, core.after_valid);
+        put(words, ports::OPERATION_AFTER, ports::OPERATION_AFTER_WIDTH, core.after_id);
+        if (!core.valid) model_.set_operation_valid(i, true);
+        core.valid = true;
+        core.stale = false;
+    }
+
+    void wire_edge(Tick at) {
+        if (frames_.empty() || at <= frames_.front().not_before) {
+            if (wire_valid_) model_.set_wire_valid(false);
+            wire_valid_ = false;
+            return;
+        }
+        const Frame& frame = frames_.front();
+        const size_t size = std::min<size_t>(LINE_BYTES, frame.data.size() - sent_);
+        const bool last = sent_ + size == frame.data.size();
+        if (wire_stale_) {
+            uint32_t* words = model_.wire();
+            std::memset(words, 0, 4 * ports::FRAME_BEAT_WORDS);
+            put_bytes(words, ports::FRAME_BEAT_DATA, reinterpret_cast<const uint8_t*>(frame.data.data()) + sent_, size);
+            put(words, ports::FRAME_BEAT_LENGTH, ports::FRAME_BEAT_LENGTH_WIDTH, frame.data.size());
+            put(words, ports::FRAME_BEAT_FIRST, 1, sent_ == 0);
+            put(words, ports::FRAME_BEAT_LAST, 1, last);
+            put(words, ports::FRAME_BEAT_PACKET, ports::FRAME_BEAT_PACKET_WIDTH, frame.packet);
+            put(words, ports::FRAME_BEAT_START, ports::FRAME_BEAT_START_WIDTH, frame.start);
+            wire_stale_ = false;
+        }
+        if (!wire_valid_) model_.set_wire_valid(true);
+        wire_valid_ = true;
+        if (!model_.wire_ready()) return;
+        wire_stale_ = true;
+        sent_ += size;
+        if (!last) return;
+        sent_ = 0;
+        frames_.pop_front();
+    }
+
+    // ---- To Python
+
+    nb::object make_wake(const Wake& wake) const {
+        // A NamedTuple is a tuple without further slots: filled in place, a third of the time of calling it.
+        auto* type = reinterpret_cast<PyTypeObject*>(wake_.ptr());
+        nb::object result = nb::steal(type->tp_alloc(type, 5));
+        uint64_t value;
+        std::memcpy(&value, wake.data.data(), 8);
+        if (wake.size < 8) value &= (uint64_t{1} << (8 * wake.size)) - 1;
+        PyObject* items[5] = {
+            nb::object(kinds_[wake.kind]).release().ptr(),
+            PyLong_FromLong(wake.core),
+            PyLong_FromLong(wake.context),
+            PyLong_FromLongLong(wake.value),
+            wake.size > 8 ? PyBytes_FromStringAndSize(reinterpret_cast<const char*>(wake.data.data()), wake.size)
+                          : PyLong_FromUnsignedLongLong(value),
+        };
+        for (int i = 0; i < 5; ++i) PyTuple_SET_ITEM(result.ptr(), i, items[i]);
+        return result;
+    }
+
+    template <class T>
+    static nb::bytes bytes_of(const std::vector<T>& items) {
+        return nb::bytes(reinterpret_cast<const char*>(items.data()), items.size() * sizeof(T));
+    }
+
+    Model model_;
+    nb::object wake_;  // sw.port.Wake
+    nb::list kinds_;   // the members of sw.port.WakeKind
+    Jump jump_;
+    Random random_;
+    bool record_;
+    bool profile_;
+    bool replaying_ = false;
+
+    Tick tick_ = -1;  // of the last step
+    std::array<Tick, DOMAINS> next_tick_ = {};
+    std::array<Tick, DOMAINS> deadline_ = {};
+    std::array<Tick, DOMAINS> forced_ = {};
+    std::array<bool, DOMAINS> deadline_known_ = {};
+    std::array<bool, DOMAINS> foreground_ = {};
+    std::array<bool, DOMAINS> drawn_ = {};
+    std::array<int64_t, DOMAINS> executed_ = {};
+    std::array<int64_t, DOMAINS> alone_ = {};
+    std::array<Clock::duration, DOMAINS> alone_time_ = {};
+
+    std::vector<std::unique_ptr<Context>> contexts_;
+    std::array<Core, CORES> cores_;
+    std::vector<bool> complete_;  // by handle
+    std::deque<Frame> frames_;
+    size_t sent_ = 0;  // bytes of the front frame that have been handed over
+    bool wire_valid_ = false;
+    bool wire_stale_ = true;
+
+    std::vector<Wake> wakes_;
+    std::vector<Event> log_;
+    std::vector<Operation> recorded_;
+    std::vector<Frame> recorded_frames_;
+};
+
+}  // namespace
+
+NB_MODULE(nicscope_native, m) {
+    using namespace nb::literals;
+    nb::class_<Loop>(m, "Loop")
+        .def(nb::init<nb::object, nb::list, int, uint64_t, bool, bool, const std::string&>(), "wake"_a, "kinds"_a,
+             "jump"_a, "seed"_a, "record"_a, "profile"_a, "waves"_a)
+        .def("new_context", &Loop::new_context)
+        .def("free_context", &Loop::free_context, "context"_a)
+        .def("switch", &Loop::switch_to, "core"_a, "context"_a)
+        .def("push", &Loop::push, "context"_a, "kind"_a, "address"_a = 0, "size"_a = 0, "data"_a = 0, "cycles"_a = 0,
+             "uops"_a = 0, "after"_a = -1, "notify"_a = false)
+        .def("push_frame", &Loop::push_frame, "data"_a, "packet"_a, "start"_a)
+        .def("run", &Loop::run, "until"_a = nb::none())
+        .def("replay", &Loop::replay, "operations"_a, "frames"_a, "end"_a)
+        .def_prop_ro("tick", &Loop::tick)
+        .def("cycles", &Loop::cycles)
+        .def("executed", &Loop::executed)
+        .def("edge_costs", &Loop::edge_costs)
+        .def("log", &Loop::log)
+        .def("counters", &Loop::counters)
+        .def("issued", &Loop::issued, "core"_a)
+        .def("recording", &Loop::recording)
+        .def("close", &Loop::close);
+}

@@ -1,0 +1,126 @@
+"""The native engine: Verilator's model and a C++ loop in this process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim.build.native import NativeBuild
+from sim.observe.log import LOG_DTYPE, log_sha256
+
+from .engine import OPERATION_DTYPE, Experiment, Jump, Recording, Wake, WakeKind
+
+__all__ = ["NativeEngine"]
+
+
+class NativeEngine:
+    """See :class:`sim.engine.engine.Engine`.
+
+    Arguments:
+        build: the compiled machine.
+        jump: which permitted jumps to take.
+        seed: of the choice of jumps.
+        record: keep what is handed over, for :meth:`recording`.
+        profile: time every step; see :meth:`edge_costs`.
+        waves: FST file to write, in picoseconds of simulated time (rounded down); needs a build with waves.
+    """
+
+    def __init__(
+        self,
+        build: NativeBuild,
+        *,
+        jump: Jump = Jump.ALL,
+        seed: int = 0,
+        record: bool = False,
+        profile: bool = False,
+        waves: Path | None = None,
+    ):
+        self.manifest = build.manifest
+        self._loop: Any = build.load().Loop(
+            wake=Wake,
+            kinds=list(WakeKind),
+            jump=int(jump),
+            seed=seed,
+            record=record,
+            profile=profile,
+            waves=str(waves) if waves is not None else "",
+        )
+        # Called once per operation: no Python in between.
+        self.push = self._loop.push
+        self.push_frame = self._loop.push_frame
+        self.new_context = self._loop.new_context
+        self.free_context = self._loop.free_context
+        self.switch = getattr(self._loop, "switch")  # noqa: B009
+
+    async def run(self, until: int | None = None) -> Sequence[Wake]:
+        """Run until at least one reason to wake, or until tick ``until``. Never suspends."""
+        return self._loop.run(until)
+
+    def run_now(self, until: int | None = None) -> Sequence[Wake]:
+        """:meth:`run` for callers that are no coroutines."""
+        return self._loop.run(until)
+
+    def execute(self, experiment: Experiment) -> Any:
+        """Run ``await experiment(engine)`` to its end and return its result."""
+        coroutine: Any = experiment(self)
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            return stop.value
+        coroutine.close()
+        raise RuntimeError("an experiment may await nothing but its engine")
+
+    def replay(self, recording: Recording) -> float:
+        """Hand over what was recorded, without Python, up to the recorded end; the engine must be fresh.
+
+        Returns:
+            Seconds it took.
+        """
+        return self._loop.replay(recording.operations.tobytes(), list(recording.frames), recording.end)
+
+    @property
+    def tick(self) -> int:
+        """Simulated time."""
+        return self._loop.tick
+
+    def cycles(self) -> dict[str, int]:
+        """Edges of each domain so far, skipped ones included."""
+        return self._by_domain(self._loop.cycles())
+
+    def executed(self) -> dict[str, int]:
+        """Edges of each domain that were executed."""
+        return self._by_domain(self._loop.executed())
+
+    def edge_costs(self) -> dict[str, tuple[int, float]]:
+        """With ``profile``: per domain, steps that executed an edge of it alone, and the seconds they took."""
+        return self._by_domain(self._loop.edge_costs())
+
+    def log(self) -> np.ndarray:
+        """The events so far."""
+        return np.frombuffer(self._loop.log(), LOG_DTYPE)
+
+    def log_sha256(self) -> str:
+        """Digest of :meth:`log`."""
+        return log_sha256(self.log())
+
+    def counters(self) -> dict[str, int]:
+        """Values of the machine's counters."""
+        paths = (counter.path for counter in self.manifest.counters)
+        return dict(zip(paths, self._loop.counters(), strict=True))
+
+    def issued(self, core: int) -> np.ndarray:
+        """Handles of the operations of ``core`` in the order in which they issued."""
+        return np.frombuffer(self._loop.issued(core), "<i8")
+
+    def recording(self) -> Recording:
+        """What was handed over so far."""
+        operations, frames, end = self._loop.recording()
+        return Recording(np.frombuffer(operations, OPERATION_DTYPE), tuple(frames), end)
+
+    def close(self) -> None:
+        """Finish the waves."""
+        self._loop.close()
+
+    def _by_domain(self, values: list) -> dict[str, Any]:
+        return dict(zip((domain.name for domain in self.manifest.domains), values, strict=True))
