@@ -8,11 +8,10 @@ __all__ = ["DropReason"]
 class DropReason(enum.Enum, shape=4):
     """Reasons, in the order in which they are looked for."""
 
+    NONE = 0  #: not dropped
     RESET = 1  #: the card was reset while the packet was on the wire or in the card
     RUNT = 2  #: shorter than 64 bytes (RUC, RFC)
-    OVERSIZE = (
-        3  #: longer than MAXFRS (1518 without HLREG0.JUMBOEN) or the card's nic.max_frame (ROC, RJC)
-    )
+    OVERSIZE = 3  #: longer than MAXFRS (1518 without HLREG0.JUMBOEN) or the card's nic.max_frame (ROC, RJC)
     CRC_ERROR = 4  #: the FCS is wrong (CRCERRS)
     RECEIVE_DISABLED = 5  #: RXCTRL.RXEN is off
     FILTERED = 6  #: the destination address is not ours

@@ -205,7 +205,7 @@ class MacReceive(wiring.Component):
                 ),
                 runt.eq(beat.length < MIN_FRAME),
                 oversize.eq((beat.length > limit) | (beat.length > self.max_frame)),
-                discard.eq(reason != 0),
+                discard.eq(reason != DropReason.NONE),
                 self.packets.payload.length.eq(beat.length - Mux(strip, FCS_BYTES, 0)),
                 self.packets.payload.discard.eq(discard),
                 self.events.length.eq(beat.length),

@@ -47,7 +47,7 @@ class PacketBuffer(wiring.Component):
         self.depth = kib * 1024 // LINE_BYTES
         self.rows = RAM(width=LINE_BITS, depth=self.depth, domain="nic")
         # What is known of a packet lies beside its first row, and is read together with it
-        self.metadata = RAM(width=_Metadata.as_shape().size, depth=self.depth, domain="nic")
+        self.headers = RAM(width=_Metadata.as_shape().size, depth=self.depth, domain="nic")
         self.drop = Probe("nic", "no room in the packet buffer", packet=PACKET_WIDTH, reason=DropReason)
         self.stored = Counter("nic", "packets stored in the packet buffer")
         self.missed_packets = Counter("nic", "packets dropped for want of room in the packet buffer")
@@ -56,7 +56,7 @@ class PacketBuffer(wiring.Component):
         """Elaborate."""
         m = Module()
         m.submodules.rows = self.rows
-        m.submodules.metadata = self.metadata
+        m.submodules.metadata = self.headers
         pointer = ceil_log2(self.depth) + 1
         start = Signal(pointer)  #: row behind the last complete packet
         write = Signal(pointer)  #: row behind the last beat of the packet coming in
@@ -78,15 +78,15 @@ class PacketBuffer(wiring.Component):
                 self.rows.write_data.eq(beat.data),
                 missed.eq(beat.last & full & ~beat.discard),
                 commit.eq(beat.last & ~full & ~beat.discard),
-                self.metadata.write_enable.eq(commit),
+                self.headers.write_enable.eq(commit),
             ]
             m.d.nic += [overflown.eq(full), write.eq(row + ~full)]
         metadata = Signal(_Metadata)
         m.d.comb += [
             metadata.length.eq(beat.length),
             metadata.packet.eq(beat.packet),
-            self.metadata.write_address.eq(start),
-            self.metadata.write_data.eq(metadata),
+            self.headers.write_address.eq(start),
+            self.headers.write_data.eq(metadata),
             self.missed.eq(missed),
         ]
         with m.If(commit):
@@ -102,7 +102,7 @@ class PacketBuffer(wiring.Component):
         held = Signal(_Metadata)
         left = Signal(16)
         accept, load, pending = Signal(), Signal(), Signal()
-        metadata = data.View(_Metadata, self.metadata.read_data)
+        metadata = data.View(_Metadata, self.headers.read_data)
         m.d.comb += [
             valid.eq(loaded),
             accept.eq(loaded & self.output.ready),
@@ -110,8 +110,8 @@ class PacketBuffer(wiring.Component):
             load.eq(pending & (~loaded | accept)),
             self.rows.read_enable.eq(load),
             self.rows.read_address.eq(read),
-            self.metadata.read_enable.eq(load),
-            self.metadata.read_address.eq(read),
+            self.headers.read_enable.eq(load),
+            self.headers.read_address.eq(read),
             output.data.eq(self.rows.read_data),
             output.first.eq(first),
             output.length.eq(Mux(first, metadata.length, held.length)),

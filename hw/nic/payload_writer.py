@@ -28,8 +28,8 @@ class PayloadWriter(wiring.Component):
     from edge t + 2 on, then one beat per cycle. A segment whose buffer is not line-aligned may need one beat more
     than it has. With ``abort`` it ends behind the TLP in progress.
 
-    ``idle``: the last beat of the segment has been accepted, or is at this edge; ``complete`` then tells whether all of it was
-    written.
+    ``idle``: the last beat of the segment has been accepted, or is at this edge; ``complete`` then tells
+    whether all of it was written.
 
     Raises:
         ValueError: when ``mps`` is not a power of two of at least a line.
@@ -94,7 +94,7 @@ class PayloadWriter(wiring.Component):
         with m.If(step):
             size, tlp_size = Signal(range(LINE_BYTES + 1)), Signal(range(self.mps + 1))
             to_line, to_mps = Signal.like(size), Signal.like(tlp_size)
-            last = Signal()
+            last, start = Signal(), Signal(range(LINE_BITS + 1))
             m.d.comb += [
                 to_line.eq(LINE_BYTES - current.address % LINE_BYTES),
                 to_mps.eq(self.mps - current.address % self.mps),
@@ -103,6 +103,7 @@ class PayloadWriter(wiring.Component):
                 tlp_size.eq(Mux(first, tlp_length, tlp_unsent)),
                 last.eq(size == tlp_size),
                 begin.eq(first),
+                start.eq((LINE_BYTES - shift) << 3),
             ]
             m.d.nic += [
                 first.eq(last),
@@ -111,7 +112,7 @@ class PayloadWriter(wiring.Component):
                 current.address.eq(current.address + size),
                 active.eq((unsent != size) & ~(last & self.abort)),
                 # Lane i of this line holds byte i - shift of this beat, or i - shift + 64 of the one before
-                out.data.eq(Cat(previous, self.packets.payload.data).bit_select(LINE_BITS - (shift << 3), LINE_BITS)),
+                out.data.eq(Cat(previous, self.packets.payload.data).bit_select(start, LINE_BITS)),
                 out.first.eq(first),
                 out.last.eq(last),
             ]

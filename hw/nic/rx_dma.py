@@ -32,8 +32,8 @@ class RxDma(wiring.Component):
     the write-back follows the payload. A packet of one beat into an aligned buffer takes three cycles.
 
     Packets are dropped, whole and reported by ``drop``: during a reset; when the queue is not enabled or has stopped
-    on an error; and for want of a descriptor when ``may_drop`` says that the ring is empty and the
-    driver wants that (but never after the packet's first buffer: then it waits). A reset ends a packet behind the TLP in progress.
+    on an error; and for want of a descriptor when ``may_drop`` says that the ring is empty and the driver wants that
+    (but never after the packet's first buffer: then it waits). A reset ends a packet behind the TLP in progress.
     """
 
     packets: In(PacketStream)
@@ -55,7 +55,9 @@ class RxDma(wiring.Component):
     def __init__(self, config: MachineConfig):
         super().__init__()
         self.writer = PayloadWriter(config.pcie.mps)
-        self.drop = Probe("nic", "a packet leaves the packet buffer for nowhere", packet=PACKET_WIDTH, reason=DropReason)
+        self.drop = Probe(
+            "nic", "a packet leaves the packet buffer for nowhere", packet=PACKET_WIDTH, reason=DropReason
+        )
         self.packets_written = Counter("nic", "packets written to memory")
         self.packets_dropped = Counter("nic", "packets dropped behind the packet buffer")
 
@@ -75,9 +77,7 @@ class RxDma(wiring.Component):
             writer.packets.valid.eq(self.packets.valid & (state == _State.WRITE)),
             writer.packets.payload.eq(packet),
             writer.abort.eq(self.resetting),
-            self.packets.ready.eq(
-                Mux(state == _State.DISCARD, ~ended, (state == _State.WRITE) & writer.packets.ready)
-            ),
+            self.packets.ready.eq(Mux(state == _State.DISCARD, ~ended, (state == _State.WRITE) & writer.packets.ready)),
         ]
         with m.If(self.packets.valid & self.packets.ready):
             m.d.nic += ended.eq(packet.last)
