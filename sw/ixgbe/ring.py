@@ -1,0 +1,53 @@
+"""A receive ring and what the driver keeps beside it."""
+
+from dataclasses import dataclass, field
+
+from hw.nic.descriptors import DESCRIPTOR_BYTES
+from sw.core import LINE
+from sw.linux.mm import MemBlock
+from sw.structs import Struct
+
+__all__ = ["IXGBE_RX_BUFFER", "IXGBE_RX_BUFFER_WRITE", "IXGBE_RX_BUFSZ", "IXGBE_SKB_PAD", "RX_RING", "IxgbeRing"]
+
+#: Bytes of a receive buffer: half a page.
+IXGBE_RX_BUFSZ = 2048
+#: Where in its buffer a frame starts (``NET_SKB_PAD``; ``NET_IP_ALIGN`` is 0 on x86).
+IXGBE_SKB_PAD = 64
+#: Descriptors are given back in batches of so many.
+IXGBE_RX_BUFFER_WRITE = 16
+
+#: ``struct ixgbe_rx_buffer``, one per descriptor.
+IXGBE_RX_BUFFER = Struct(LINE // 2, page=8, page_offset=4, pagecnt_bias=4)
+
+#: The part of ``struct ixgbe_ring`` that changes.
+RX_RING = Struct(LINE, next_to_clean=2, next_to_use=2, next_to_alloc=2, packets=8, bytes=8, alloc_rx_page_failed=8)
+
+
+@dataclass(slots=True, eq=False)
+class IxgbeRing:
+    """A receive ring in memory.
+
+    Arguments:
+        count: descriptors, a multiple of 8 (RDLEN is a multiple of 128 bytes).
+        queue: number of the card's queue.
+
+    Raises:
+        ValueError: if the card could not use so many descriptors.
+    """
+
+    memblock: MemBlock
+    count: int
+    queue: int = 0
+    descriptors: int = field(init=False)  #: address of the descriptors
+    buffers: int = field(init=False)  #: address of the array of :data:`IXGBE_RX_BUFFER`
+    state: int = field(init=False)  #: address of the :data:`RX_RING`
+    completed: int = field(default=0, init=False)  #: descriptors cleaned since the start, for observers
+    in_frame: bool = field(default=False, init=False)  #: the next descriptor continues a frame
+
+    def __post_init__(self):
+        least, most = 2 * IXGBE_RX_BUFFER_WRITE, 4096
+        if not least <= self.count <= most or self.count % 8:
+            raise ValueError(f"a receive ring has {least} to {most} descriptors, a multiple of 8, not {self.count}")
+        self.descriptors = self.memblock.allocate(self.count * DESCRIPTOR_BYTES, 128)
+        self.buffers = self.memblock.allocate(self.count * IXGBE_RX_BUFFER.size)
+        self.state = self.memblock.allocate(RX_RING.size)

@@ -1,0 +1,54 @@
+"""Interrupt entry and exit."""
+
+from sw.core import Mode, function
+from sw.linux.cpu import HARDIRQ_OFFSET, Cpu
+from sw.linux.ptrace import restore_registers, save_registers
+from sw.linux.sched import schedule
+from sw.linux.softirq import do_softirq
+
+__all__ = ["FIRST_EXTERNAL_VECTOR", "common_interrupt"]
+
+#: Vectors below are the processor's own (arch/x86/include/asm/irq_vectors.h).
+FIRST_EXTERNAL_VECTOR = 0x20
+
+
+@function(mode=Mode.IRQ)
+async def common_interrupt(cpu: Cpu, vector: int) -> None:
+    """Save the interrupted registers, call the handler, run softirqs, maybe schedule, return."""
+    context = cpu.current
+    interrupted = context.parent
+    cpu.note("interrupt", vector=vector)
+    registers = save_registers(cpu, interrupted.registers)
+    count = await cpu.load(cpu.preempt_count_address, 4)
+    context.preempt_count = count + HARDIRQ_OFFSET
+    cpu.store(cpu.preempt_count_address, context.preempt_count, 4)
+    handler = cpu.kernel.irq_handlers.get(vector)
+    if handler is None:
+        cpu.kernel.spurious_interrupts += 1
+    else:
+        await handler(cpu)
+    await irq_exit_rcu(cpu)
+    await irqentry_exit(cpu, user=interrupted.mode in (Mode.USER, Mode.IDLE))
+    interrupted.registers = await restore_registers(cpu, registers)
+    cpu.iret()
+
+
+@function()
+async def irq_exit_rcu(cpu: Cpu) -> None:
+    """Leave hardirq context; softirqs run here unless the interrupted code had them disabled."""
+    context = cpu.current
+    context.preempt_count -= HARDIRQ_OFFSET
+    cpu.store(cpu.preempt_count_address, context.preempt_count, 4)
+    if context.preempt_count == 0 and await cpu.load(cpu.softirq_pending_address, 4):
+        await do_softirq(cpu)
+
+
+@function()
+async def irqentry_exit(cpu: Cpu, user: bool) -> None:
+    """On the way back to a program (or to the idle loop), let a better task run first.
+
+    The kernel is not preempted (as with ``PREEMPT_VOLUNTARY``): a system call looks when it returns. The idle loop
+    is, which spares it the race between its test and HALT.
+    """
+    if user and cpu.current.preempt_count == 0 and await cpu.load(cpu.need_resched_address, 4):
+        await schedule(cpu, preempt=True)

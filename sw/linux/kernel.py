@@ -1,0 +1,140 @@
+"""What the kernel's parts share: fixed addresses, tables that lead from addresses to Python objects, statistics."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from sw.core import LINE, Mode, Record
+from sw.costs import Cost
+from sw.linux.cpu import NET_RX_SOFTIRQ, PERCPU, Cpu
+from sw.linux.irq import common_interrupt
+from sw.linux.list import init_list_head
+from sw.linux.mm import KmemCache, MemBlock, PageAllocator
+from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
+from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
+from sw.linux.net.ipv4 import LOCAL_TABLE_BYTES, init_local_table
+from sw.linux.net.udp import UDP_TABLE_BYTES
+from sw.linux.sched import (
+    PRIORITY_IDLE,
+    PRIORITY_NORMAL,
+    RQ,
+    STACK_BYTES,
+    TASK_INTERRUPTIBLE,
+    TASK_STRUCT,
+    Task,
+    cpu_idle,
+    init_runqueue,
+    init_task_struct,
+    wake_up_new_task,
+)
+from sw.linux.skb import SK_BUFF
+from sw.linux.socket import SOCK
+from sw.linux.softirq import ksoftirqd
+from sw.port import CorePort
+
+__all__ = ["Kernel"]
+
+
+class Kernel:
+    """One kernel on all cores of a machine.
+
+    Arguments:
+        port: the engine's side of the cores.
+        cores: number of cores.
+        dram_bytes: size of memory, from address 0.
+        costs: cycles per function.
+        record: where attribution and notes go.
+        mac: the station address, 6 bytes.
+        addresses: the host's IPv4 addresses, 4 bytes each in network order.
+        skbs: slots for socket buffers.
+        netdev_budget: packets per receive softirq.
+
+    Raises:
+        OutOfMemoryError: when DRAM is too small.
+    """
+
+    def __init__(
+        self,
+        port: CorePort,
+        cores: int,
+        dram_bytes: int,
+        costs: Mapping[str, Cost],
+        record: Record,
+        mac: bytes,
+        addresses: Sequence[bytes],
+        skbs: int,
+        netdev_budget: int = NETDEV_BUDGET,
+    ):
+        self.mac = mac
+        self.addresses = list(addresses)
+        self.netdev_budget = netdev_budget
+        self.stopping = False  #: programs end as soon as they look
+
+        # Addresses, as the linker and the early boot would fix them
+        self.memblock = MemBlock(dram_bytes)
+        allocate = self.memblock.allocate
+        self.cpus = [
+            Cpu(i, port, record, costs, self, percpu=allocate(PERCPU.size), runqueue=allocate(RQ.size))
+            for i in range(cores)
+        ]
+        self.ptype_base = allocate(PTYPE_BYTES)
+        self.local_table = allocate(LOCAL_TABLE_BYTES)
+        self.udp_table = allocate(UDP_TABLE_BYTES)
+        self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs)
+        self.pages = PageAllocator(self.memblock)
+
+        # From addresses and numbers in memory to what they stand for
+        self.tasks: dict[int, Task] = {}
+        self.napi: dict[int, Napi] = {}
+        self.irq_handlers: dict[int, Callable[[Cpu], Awaitable[None]]] = {}
+
+        self.interrupt_entry = common_interrupt
+        self.softirq_vec = {NET_RX_SOFTIRQ: net_rx_action}
+
+        # For observers
+        self.packet_of: dict[int, int] = {}  #: which received packet each skb in use is
+        self.drops: dict[str, int] = {}  #: packets by reason
+        self.time_squeezes = 0  #: softirqs that ended for want of budget
+        self.spurious_interrupts = 0  #: on vectors without a handler
+
+        for cpu in self.cpus:
+            cpu.idle_task = self.new_task("idle", cpu, PRIORITY_IDLE, cpu_idle, Mode.IDLE)
+            cpu.ksoftirqd = self.new_task(f"ksoftirqd/{cpu.index}", cpu, PRIORITY_NORMAL, ksoftirqd, Mode.KERNEL)
+            cpu.task = cpu.idle_task
+
+    def new_task(
+        self,
+        name: str,
+        cpu: Cpu,
+        priority: int,
+        main: Callable[[Cpu], Coroutine[Any, Any, None]],
+        mode: Mode = Mode.USER,
+    ) -> Task:
+        """Set a task and its memory aside; ``init_task_struct`` and ``wake_up_new_task`` bring it to life."""
+        allocate = self.memblock.allocate
+        task = Task(name, allocate(TASK_STRUCT.size), allocate(STACK_BYTES), cpu, priority, main, mode)
+        self.tasks[task.address] = task
+        return task
+
+    def allocate_sock(self) -> int:
+        """Memory for one socket; sockets are few and stay."""
+        return self._socks.pop()
+
+    def reserve_socks(self, count: int) -> None:
+        """Set memory for ``count`` sockets aside."""
+        self._socks = [self.memblock.allocate(SOCK.size, LINE) for _ in range(count)]
+
+    async def start_kernel(self, cpu: Cpu, tasks: Sequence[Task]) -> None:
+        """Write every structure to memory and make ``tasks`` runnable; runs on the boot core before anything else."""
+        self.pages.init(cpu)
+        self.skb_cache.init(cpu)
+        init_packet_types(cpu)
+        init_local_table(cpu, self.addresses)
+        for each in self.cpus:
+            init_list_head(cpu, each.poll_list)
+            init_runqueue(cpu, each)
+            init_task_struct(cpu, each.idle_task)
+            init_task_struct(cpu, each.ksoftirqd, TASK_INTERRUPTIBLE)
+        for task in tasks:
+            init_task_struct(cpu, task)
+            await wake_up_new_task(cpu, task)
+        await cpu.fence()

@@ -1,0 +1,37 @@
+"""Doubly linked lists in modelled memory (``struct list_head``): 8 bytes next, 8 bytes prev."""
+
+from sw.core import Core
+from sw.structs import Struct
+
+__all__ = ["LIST_HEAD", "init_list_head", "list_add_tail", "list_del", "list_first"]
+
+LIST_HEAD = Struct(next=8, prev=8)
+
+
+def init_list_head(core: Core, head: int) -> None:
+    """Make an empty list."""
+    core.put(head, LIST_HEAD.next, head)
+    core.put(head, LIST_HEAD.prev, head)
+
+
+async def list_add_tail(core: Core, entry: int, head: int) -> None:
+    """Add ``entry`` as the last of the list at ``head``."""
+    last = await core.get(head, LIST_HEAD.prev)
+    core.put(head, LIST_HEAD.prev, entry)
+    core.put(entry, LIST_HEAD.next, head)
+    core.put(entry, LIST_HEAD.prev, last)
+    core.put(last, LIST_HEAD.next, entry)
+
+
+async def list_del(core: Core, entry: int) -> bool:
+    """Take ``entry`` out of its list; returns whether the list is empty now."""
+    following, previous = await core.load_all((entry, 8), (entry + 8, 8))
+    core.put(following, LIST_HEAD.prev, previous)
+    core.put(previous, LIST_HEAD.next, following)
+    return following == previous
+
+
+async def list_first(core: Core, head: int) -> int:
+    """The first entry, or 0 if the list is empty."""
+    first = await core.get(head, LIST_HEAD.next)
+    return 0 if first == head else first

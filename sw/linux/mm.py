@@ -1,0 +1,145 @@
+"""Memory: addresses fixed at boot, pages with reference counts, slabs of fixed slots with a free list in memory.
+
+Like per-CPU lists in the kernel, these have no lock: they are used with softirqs disabled, on one core.
+"""
+
+from sw.core import LINE, function
+from sw.linux.cpu import Cpu
+from sw.structs import Struct
+
+__all__ = ["PAGE_SIZE", "KmemCache", "MemBlock", "OutOfMemoryError", "PageAllocator"]
+
+PAGE_SIZE = 4096
+
+#: ``struct page``: a line each, in an array by page frame number.
+STRUCT_PAGE = Struct(LINE, next=8, refcount=4)
+
+#: A free list: its first entry (0: none), and never-used memory behind it.
+_FREE_LIST = Struct(LINE, first=8, fresh=8, end=8)
+_FREE_LIST_BYTES = 24
+
+
+class OutOfMemoryError(MemoryError):
+    """The modelled DRAM is too small; the message is one line."""
+
+
+class MemBlock:
+    """Hands out DRAM from the bottom up, for good, before anything runs (``memblock_alloc``)."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.next = PAGE_SIZE  # the first page stays unused, so that no structure has address 0
+
+    def allocate(self, size: int, alignment: int = LINE) -> int:
+        """Address of ``size`` bytes that nobody else has."""
+        address = (self.next + alignment - 1) // alignment * alignment
+        self.next = address + size
+        if self.next > self.size:
+            raise OutOfMemoryError(f"{self.size} bytes of DRAM are too few: {self.next} are needed at boot")
+        return address
+
+
+class PageAllocator:
+    """Pages from what :class:`MemBlock` left, with a reference count for each."""
+
+    def __init__(self, memblock: MemBlock):
+        self.mem_map = memblock.allocate(memblock.size // PAGE_SIZE * STRUCT_PAGE.size)
+        self.list = memblock.allocate(_FREE_LIST.size)
+        self.memblock = memblock
+
+    def init(self, cpu: Cpu) -> None:
+        """Take over all memory that is left."""
+        first = (self.memblock.next + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+        _init_free_list(cpu, self.list, first, self.memblock.size)
+
+    def refcount(self, page: int) -> int:
+        """Address of the reference count of the page at ``page``."""
+        return self.mem_map + page // PAGE_SIZE * STRUCT_PAGE.size + STRUCT_PAGE.refcount.offset
+
+
+@function()
+async def alloc_page(cpu: Cpu, refcount: int = 1) -> int:
+    """A page with that many references, or 0 when there is none."""
+    pages = cpu.kernel.pages
+    first, fresh, end = _unpack(await cpu.load(pages.list, _FREE_LIST_BYTES))
+    if first:
+        structure = pages.mem_map + first // PAGE_SIZE * STRUCT_PAGE.size
+        cpu.put(pages.list, _FREE_LIST.first, await cpu.get(structure, STRUCT_PAGE.next))
+    elif fresh < end:
+        first = fresh
+        cpu.put(pages.list, _FREE_LIST.fresh, fresh + PAGE_SIZE)
+    else:
+        return 0
+    cpu.store(pages.refcount(first), refcount, 4)
+    return first
+
+
+@function()
+async def put_page(cpu: Cpu, page: int, references: int = 1) -> None:
+    """Give back references; the last one frees the page."""
+    address = cpu.kernel.pages.refcount(page)
+    left = await cpu.load(address, 4) - references
+    cpu.store(address, left, 4)
+    if left == 0:
+        await free_page(cpu, page)
+    elif left < 0:
+        raise RuntimeError(f"page {page:#x} was freed {-left} times too often")
+
+
+@function()
+async def free_page(cpu: Cpu, page: int) -> None:
+    """Put a page without references back."""
+    pages = cpu.kernel.pages
+    structure = pages.mem_map + page // PAGE_SIZE * STRUCT_PAGE.size
+    cpu.put(structure, STRUCT_PAGE.next, await cpu.get(pages.list, _FREE_LIST.first))
+    cpu.put(pages.list, _FREE_LIST.first, page)
+
+
+class KmemCache:
+    """Fixed slots of one size; a free slot's first 8 bytes name the next.
+
+    Arguments:
+        name: for people.
+        object_size: bytes of a slot.
+        count: number of slots.
+    """
+
+    def __init__(self, memblock: MemBlock, name: str, object_size: int, count: int):
+        self.name = name
+        self.object_size = object_size
+        self.count = count
+        self.list = memblock.allocate(_FREE_LIST.size)
+        self.slots = memblock.allocate(object_size * count)
+
+    def init(self, cpu: Cpu) -> None:
+        """Make every slot free."""
+        _init_free_list(cpu, self.list, self.slots, self.slots + self.object_size * self.count)
+
+
+@function()
+async def kmem_cache_alloc(cpu: Cpu, cache: KmemCache) -> int:
+    """A slot, or 0 when there is none."""
+    first, fresh, end = _unpack(await cpu.load(cache.list, _FREE_LIST_BYTES))
+    if first:
+        cpu.put(cache.list, _FREE_LIST.first, await cpu.load(first, 8))
+    elif fresh < end:
+        first = fresh
+        cpu.put(cache.list, _FREE_LIST.fresh, fresh + cache.object_size)
+    return first
+
+
+@function()
+async def kmem_cache_free(cpu: Cpu, cache: KmemCache, slot: int) -> None:
+    """Give a slot back."""
+    cpu.store(slot, await cpu.get(cache.list, _FREE_LIST.first), 8)
+    cpu.put(cache.list, _FREE_LIST.first, slot)
+
+
+def _init_free_list(cpu: Cpu, address: int, start: int, end: int) -> None:
+    cpu.put(address, _FREE_LIST.first, 0)
+    cpu.put(address, _FREE_LIST.fresh, start)
+    cpu.put(address, _FREE_LIST.end, end)
+
+
+def _unpack(line: bytes) -> tuple[int, int, int]:
+    return _FREE_LIST.first.of(line), _FREE_LIST.fresh.of(line), _FREE_LIST.end.of(line)

@@ -1,0 +1,111 @@
+"""NAPI: the top half schedules a poll and leaves the card's interrupt masked; the poll re-arms it when done."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from sw.core import LINE, function
+from sw.linux.cpu import NET_RX_SOFTIRQ, Cpu, local_irq_restore, local_irq_save
+from sw.linux.list import init_list_head, list_add_tail, list_del, list_first
+from sw.linux.softirq import raise_softirq_irqoff
+from sw.structs import Struct
+
+__all__ = [
+    "NAPI_POLL_WEIGHT",
+    "NAPI_STRUCT",
+    "NETDEV_BUDGET",
+    "Napi",
+    "napi_complete_done",
+    "napi_schedule",
+    "net_rx_action",
+    "netif_napi_add",
+]
+
+#: Packets of one poll (include/linux/netdevice.h).
+NAPI_POLL_WEIGHT = 64
+#: Packets of one softirq (net/core/hotdata.c, sysctl net.core.netdev_budget).
+NETDEV_BUDGET = 300
+
+NAPI_STRUCT = Struct(LINE, poll_list=16, state=4, weight=4)
+_SCHED = 1 << 0  #: NAPIF_STATE_SCHED: a poll is scheduled or running
+_MISSED = 1 << 1  #: NAPIF_STATE_MISSED: an interrupt came during the poll
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Napi:
+    """A polled source of packets: where its :data:`NAPI_STRUCT` lies and how it is polled."""
+
+    address: int
+    poll: Callable[["Napi", Cpu, int], Awaitable[int]]  #: handles up to so many packets, returns how many it did
+    weight: int = NAPI_POLL_WEIGHT
+
+
+def netif_napi_add(cpu: Cpu, napi: Napi) -> None:
+    """Initialise ``napi`` in memory and make it known by its address."""
+    init_list_head(cpu, napi.address)
+    cpu.put(napi.address, NAPI_STRUCT.state, 0)
+    cpu.put(napi.address, NAPI_STRUCT.weight, napi.weight)
+    cpu.kernel.napi[napi.address] = napi
+
+
+@function()
+async def napi_schedule(cpu: Cpu, napi: Napi) -> None:
+    """Have ``napi`` polled by the softirq; remembers the interrupt if a poll is under way. Interrupts are off."""
+    state = await cpu.get(napi.address, NAPI_STRUCT.state)
+    if state & _SCHED:
+        cpu.put(napi.address, NAPI_STRUCT.state, state | _MISSED)
+        return
+    cpu.put(napi.address, NAPI_STRUCT.state, state | _SCHED)
+    await list_add_tail(cpu, napi.address, cpu.poll_list)
+    await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
+
+
+@function()
+async def napi_complete_done(cpu: Cpu, napi: Napi) -> bool:
+    """End polling; false if an interrupt came meanwhile, and the poll has to be repeated.
+
+    Interrupts are off for the read-modify-write that the kernel does with CMPXCHG.
+    """
+    enabled = local_irq_save(cpu)
+    state = await cpu.get(napi.address, NAPI_STRUCT.state)
+    if state & _MISSED:
+        cpu.put(napi.address, NAPI_STRUCT.state, state & ~_MISSED)
+        await list_add_tail(cpu, napi.address, cpu.poll_list)
+        await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
+    else:
+        cpu.put(napi.address, NAPI_STRUCT.state, state & ~_SCHED)
+    local_irq_restore(cpu, enabled)
+    return not state & _MISSED
+
+
+@function()
+async def net_rx_action(cpu: Cpu) -> None:
+    """The receive softirq: polls every scheduled source until none is left or the budget is spent."""
+    kernel = cpu.kernel
+    budget = kernel.netdev_budget
+    while True:
+        cpu.cli()
+        address = await list_first(cpu, cpu.poll_list)
+        if not address:
+            cpu.sti()
+            return
+        if budget <= 0:
+            kernel.time_squeezes += 1
+            await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
+            cpu.sti()
+            return
+        await list_del(cpu, address)
+        init_list_head(cpu, address)
+        cpu.sti()
+        budget -= await napi_poll(cpu, kernel.napi[address])
+
+
+@function()
+async def napi_poll(cpu: Cpu, napi: Napi) -> int:
+    """Poll once; a source that used up its weight goes to the end of the list. Returns the packets handled."""
+    work = await napi.poll(napi, cpu, napi.weight)
+    cpu.note("poll", work=work)
+    enabled = local_irq_save(cpu)
+    if work >= napi.weight:
+        await list_add_tail(cpu, napi.address, cpu.poll_list)
+    local_irq_restore(cpu, enabled)
+    return work

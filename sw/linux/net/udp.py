@@ -1,0 +1,170 @@
+"""UDP (net/ipv4/udp.c; RFC 768)."""
+
+import struct
+
+from sw.core import function
+from sw.linux.cpu import Cpu
+from sw.linux.list import list_add_tail, list_del, list_first
+from sw.linux.net.checksum import IPPROTO_UDP, fold, partial, pseudo_header, udp_lib_checksum_complete
+from sw.linux.skb import SK_BUFF, IpSummed, consume_skb, kfree_skb_reason
+from sw.linux.socket import SOCK, skb_wait_for_more_packets, sock_def_readable
+from sw.linux.softirq import local_bh_disable, local_bh_enable
+from sw.linux.uaccess import copy_to_user, csum_and_copy_to_user
+
+__all__ = ["IPPROTO_UDP", "UDP_HEADER_BYTES", "UDP_TABLE_BYTES", "udp_bind", "udp_rcv", "udp_recvmsg"]
+
+UDP_HEADER_BYTES = 8
+
+#: Source and destination address in the IPv4 header.
+_IP_ADDRESSES_OFFSET = 12
+_IP_ADDRESSES_BYTES = 8
+
+#: ``CHECKSUM_BREAK``: up to this length the checksum is computed on arrival, beyond it while copying to the program.
+CHECKSUM_BREAK = 76
+
+#: Slots of the socket table: the address of the first socket in each, 8 bytes.
+UDP_HTABLE_SIZE = 256
+UDP_TABLE_BYTES = 8 * UDP_HTABLE_SIZE
+
+
+def _slot(cpu: Cpu, port: int) -> int:
+    return cpu.kernel.udp_table + 8 * (port % UDP_HTABLE_SIZE)
+
+
+async def udp_bind(cpu: Cpu, sock: int, port: int) -> None:
+    """Enter a socket in the table, first in its slot."""
+    slot = _slot(cpu, port)
+    cpu.put(sock, SOCK.port, port)
+    cpu.put(sock, SOCK.hash_next, await cpu.load(slot, 8))
+    cpu.store(slot, sock, 8)
+
+
+@function()
+async def udp_rcv(cpu: Cpu, skb: int, data: int, ip_header: bytes, length: int) -> None:
+    """Check length and checksum, find the socket, queue.
+
+    A checksum of 0 means that the sender computed none. Long datagrams are checked while the program copies them
+    (``udp4_csum_init``, ``skb_copy_and_csum_datagram_msg``).
+    """
+    if length < UDP_HEADER_BYTES:
+        await kfree_skb_reason(cpu, skb, "PKT_TOO_SMALL")
+        return
+    header = (await cpu.load(data, UDP_HEADER_BYTES)).to_bytes(UDP_HEADER_BYTES, "little")
+    _, port, udp_length, checksum = struct.unpack(">4H", header)
+    if udp_length > length or udp_length < UDP_HEADER_BYTES:
+        await kfree_skb_reason(cpu, skb, "PKT_TOO_SMALL")
+        return
+    if udp_length < length:
+        cpu.put(skb, SK_BUFF.len, udp_length)
+    valid = checksum == 0 or await cpu.get(skb, SK_BUFF.ip_summed) == IpSummed.UNNECESSARY
+    if not valid and udp_length <= CHECKSUM_BREAK:
+        if not await udp_lib_checksum_complete(cpu, data, ip_header[12:20], udp_length):
+            await kfree_skb_reason(cpu, skb, "UDP_CSUM")
+            return
+        valid = True
+    sock = await udp4_lib_lookup(cpu, port)
+    if not sock:
+        valid = valid or await udp_lib_checksum_complete(cpu, data, ip_header[12:20], udp_length)
+        await kfree_skb_reason(cpu, skb, "NO_SOCKET" if valid else "UDP_CSUM")
+        return
+    if valid:
+        cpu.put(skb, SK_BUFF.ip_summed, IpSummed.UNNECESSARY)
+    await udp_queue_rcv_skb(cpu, sock, skb)
+
+
+@function()
+async def udp4_lib_lookup(cpu: Cpu, port: int) -> int:
+    """The socket bound to ``port``, or 0."""
+    sock = await cpu.load(_slot(cpu, port), 8)
+    while sock:
+        bound, following = await cpu.load_all((sock + SOCK.port.offset, 2), (sock + SOCK.hash_next.offset, 8))
+        if bound == port:
+            return sock
+        sock = following
+    return 0
+
+
+@function()
+async def udp_queue_rcv_skb(cpu: Cpu, sock: int, skb: int) -> None:
+    """Queue a datagram unless the socket holds too much already."""
+    await udp_enqueue_schedule_skb(cpu, sock, skb)
+
+
+@function()
+async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int) -> None:
+    """Charge the datagram to the socket, append it, wake the reader (``__udp_enqueue_schedule_skb``)."""
+    allocated, limit, truesize = await cpu.load_all(
+        (sock + SOCK.rmem_alloc.offset, 4),
+        (sock + SOCK.rcvbuf.offset, 4),
+        (skb + SK_BUFF.truesize.offset, 4),
+    )
+    if allocated > limit:
+        cpu.put(sock, SOCK.drops, await cpu.get(sock, SOCK.drops) + 1)
+        await kfree_skb_reason(cpu, skb, "SOCKET_RCVBUFF")
+        return
+    cpu.put(sock, SOCK.rmem_alloc, allocated + truesize)
+    await list_add_tail(cpu, skb, sock + SOCK.receive_queue.offset)
+    await sock_def_readable(cpu, sock)
+
+
+@function()
+async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, int]:
+    """Take the next datagram whose checksum is right, copy it, free it."""
+    while True:
+        skb = await skb_recv_udp(cpu, sock)
+        head, data, length, summed, network_header = await cpu.load_all(
+            (skb + SK_BUFF.head.offset, 8),
+            (skb + SK_BUFF.data.offset, 8),
+            (skb + SK_BUFF.len.offset, 4),
+            (skb + SK_BUFF.ip_summed.offset, 1),
+            (skb + SK_BUFF.network_header.offset, 2),
+        )
+        payload = data + UDP_HEADER_BYTES
+        payload_length = length - UDP_HEADER_BYTES
+        copied = min(payload_length, size)
+        if summed == IpSummed.UNNECESSARY:
+            await copy_to_user(cpu, buffer, payload, copied)
+            valid = True
+        else:
+            valid = await _copy_and_check(cpu, buffer, head + network_header, data, length, copied)
+        local_bh_disable(cpu)
+        if valid:
+            packet = await consume_skb(cpu, skb)
+        else:
+            await kfree_skb_reason(cpu, skb, "UDP_CSUM")
+        await local_bh_enable(cpu)
+        if valid:
+            return copied, packet
+
+
+async def _copy_and_check(cpu: Cpu, buffer: int, ip: int, data: int, length: int, copied: int) -> bool:
+    """Copy and checksum in one go (``skb_copy_and_csum_datagram_msg``), what is not copied too."""
+    addresses = await cpu.load_bytes(ip + _IP_ADDRESSES_OFFSET, _IP_ADDRESSES_BYTES)
+    if copied < length - UDP_HEADER_BYTES:
+        if not await udp_lib_checksum_complete(cpu, data, addresses, length):
+            return False
+        await copy_to_user(cpu, buffer, data + UDP_HEADER_BYTES, copied)
+        return True
+    header = await cpu.load_bytes(data, UDP_HEADER_BYTES)
+    total = partial(pseudo_header(addresses, length) + header)
+    total += await csum_and_copy_to_user(cpu, buffer, data + UDP_HEADER_BYTES, copied)
+    return fold(total) == 0xFFFF
+
+
+@function()
+async def skb_recv_udp(cpu: Cpu, sock: int) -> int:
+    """Dequeue a datagram, sleeping until there is one (``__skb_recv_udp``)."""
+    queue = sock + SOCK.receive_queue.offset
+    while True:
+        local_bh_disable(cpu)
+        skb = await list_first(cpu, queue)
+        if skb:
+            await list_del(cpu, skb)
+            allocated, truesize = await cpu.load_all(
+                (sock + SOCK.rmem_alloc.offset, 4), (skb + SK_BUFF.truesize.offset, 4)
+            )
+            cpu.put(sock, SOCK.rmem_alloc, allocated - truesize)
+        await local_bh_enable(cpu)
+        if skb:
+            return skb
+        await skb_wait_for_more_packets(cpu, sock)

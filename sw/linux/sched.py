@@ -1,0 +1,253 @@
+"""Tasks and the scheduler: a run queue per core, wake-up, context switch, the idle loop.
+
+Two fixed ranks, first in first out within each, as ``SCHED_FIFO`` does with two priorities; there is no timer tick,
+so a task runs until it sleeps, yields or a better one wakes. A task stays on the core it was made on.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from sw.core import LINE, Mode, function
+from sw.linux.cpu import Cpu, KernelContext, local_irq_restore, local_irq_save
+from sw.linux.list import init_list_head, list_add_tail, list_del
+from sw.structs import Struct
+
+__all__ = [
+    "PRIORITY_BATCH",
+    "PRIORITY_NORMAL",
+    "RQ",
+    "TASK_INTERRUPTIBLE",
+    "TASK_RUNNING",
+    "Task",
+    "schedule",
+    "set_current_state",
+    "try_to_wake_up",
+    "yield_task",
+]
+
+TASK_RUNNING = 0
+TASK_INTERRUPTIBLE = 1
+TASK_DEAD = 0x80
+
+PRIORITY_NORMAL = 0
+PRIORITY_BATCH = 1  #: runs when no normal task wants to
+PRIORITY_IDLE = 2
+_PRIORITIES = 2
+
+#: Callee-saved registers and stack pointer of a task that is switched out, 7 of 8 bytes.
+_THREAD_BYTES = 56
+
+#: ``struct task_struct``: what the scheduler looks at in one line, the saved registers in the next.
+TASK_STRUCT = Struct(2 * LINE, state=4, on_rq=4, priority=4, cpu=4, run_list=16, pad=32, thread=_THREAD_BYTES)
+
+#: ``struct rq`` with its priority array: bit p of ``bitmap`` says that list p of ``queues`` is not empty.
+RQ = Struct(LINE, current=8, nr_running=4, bitmap=4, queues=16 * _PRIORITIES)
+
+#: Bytes of a kernel stack.
+STACK_BYTES = 4096
+
+
+class Task:
+    """A process or kernel thread. What the scheduler decides by lies at ``address``, as :data:`TASK_STRUCT`.
+
+    Arguments:
+        name: for people.
+        address: of the task structure.
+        stack: address of its kernel stack of :data:`STACK_BYTES`.
+        main: what it runs, a coroutine function of the core.
+        mode: on whose account it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: int,
+        stack: int,
+        cpu: Cpu,
+        priority: int,
+        main: Callable[[Cpu], Coroutine[Any, Any, None]],
+        mode: Mode = Mode.USER,
+    ):
+        self.name = name
+        self.address = address
+        self.stack_bottom = stack
+        self.stack_pointer = stack + STACK_BYTES
+        self.cpu = cpu
+        self.priority = priority
+        self.context: KernelContext = cpu.new_context(_task_entry(cpu, main), mode)  # type: ignore[assignment]
+
+
+async def _task_entry(cpu: Cpu, main: Callable[[Cpu], Coroutine[Any, Any, None]]) -> None:
+    await ret_from_fork(cpu)
+    await main(cpu)
+    await do_exit(cpu)
+
+
+@function(mode=Mode.KERNEL)
+async def ret_from_fork(cpu: Cpu) -> None:
+    """First steps of a task: the scheduler's interrupt flag is given back."""
+    cpu.execute("kernel_thread_start")
+    cpu.sti()
+
+
+@function(mode=Mode.KERNEL)
+async def do_exit(cpu: Cpu) -> None:
+    """Last steps of a task: the core goes on with the next one, for good."""
+    set_current_state(cpu, TASK_DEAD)
+    await schedule(cpu)
+
+
+def init_runqueue(cpu: Cpu, target: Cpu) -> None:
+    """Make ``target``'s run queue, with only the idle task; the work is done by ``cpu``."""
+    cpu.put(target.runqueue, RQ.current, target.idle_task.address)
+    for priority in range(_PRIORITIES):
+        init_list_head(cpu, _queue(target, priority))
+
+
+def _queue(cpu: Cpu, priority: int) -> int:
+    return cpu.runqueue + RQ.queues.offset + 16 * priority
+
+
+def init_task_struct(cpu: Cpu, task: Task, state: int = TASK_RUNNING) -> None:
+    """Write a new task's structure, by the core that makes it."""
+    values = {"state": state, "priority": task.priority, "cpu": task.cpu.index}
+    cpu.store(task.address, TASK_STRUCT.pack(**values)[:LINE], LINE)
+
+
+async def wake_up_new_task(cpu: Cpu, task: Task) -> None:
+    """Put a task on its core's run queue for the first time. Another core's queue only before that core starts."""
+    enabled = local_irq_save(cpu)
+    await _activate_task(task.cpu, cpu, task.address, task.priority)
+    local_irq_restore(cpu, enabled)
+
+
+async def _activate_task(target: Cpu, cpu: Cpu, address: int, priority: int) -> None:
+    """Enqueue on ``target``'s queue, the work being done by ``cpu``; interrupts are off."""
+    rq = target.runqueue
+    running, bitmap = await cpu.load_all(
+        (rq + RQ.nr_running.offset, 4),
+        (rq + RQ.bitmap.offset, 4),
+    )
+    await list_add_tail(cpu, address + TASK_STRUCT.run_list.offset, _queue(target, priority))
+    cpu.put(rq, RQ.nr_running, running + 1)
+    cpu.put(rq, RQ.bitmap, bitmap | 1 << priority)
+    cpu.put(address, TASK_STRUCT.on_rq, 1)
+
+
+async def _deactivate_task(cpu: Cpu, address: int, priority: int) -> None:
+    """Dequeue from this core's queue; interrupts are off."""
+    rq = cpu.runqueue
+    empty = await list_del(cpu, address + TASK_STRUCT.run_list.offset)
+    running, bitmap = await cpu.load_all((rq + RQ.nr_running.offset, 4), (rq + RQ.bitmap.offset, 4))
+    cpu.put(rq, RQ.nr_running, running - 1)
+    if empty:
+        cpu.put(rq, RQ.bitmap, bitmap & ~(1 << priority))
+    cpu.put(address, TASK_STRUCT.on_rq, 0)
+
+
+def set_current_state(cpu: Cpu, state: int) -> None:
+    """Say what the current task is about to do; with anything but RUNNING the next :func:`schedule` dequeues it."""
+    cpu.put(cpu.task.address, TASK_STRUCT.state, state)
+
+
+@function()
+async def try_to_wake_up(cpu: Cpu, address: int) -> bool:
+    """Make the task at ``address`` runnable; ask for a reschedule if it ranks above the running one."""
+    enabled = local_irq_save(cpu)
+    state, on_rq, priority, index = await cpu.load_all(
+        (address + TASK_STRUCT.state.offset, 4),
+        (address + TASK_STRUCT.on_rq.offset, 4),
+        (address + TASK_STRUCT.priority.offset, 4),
+        (address + TASK_STRUCT.cpu.offset, 4),
+    )
+    woken = state == TASK_INTERRUPTIBLE
+    if woken:
+        if index != cpu.index:
+            raise RuntimeError(f"core {cpu.index} cannot wake a task of core {index}: there are no cross-core wake-ups")
+        cpu.put(address, TASK_STRUCT.state, TASK_RUNNING)
+        if not on_rq:
+            await _activate_task(cpu, cpu, address, priority)
+            running = await cpu.get(cpu.runqueue, RQ.current)
+            if priority < await cpu.get(running, TASK_STRUCT.priority):
+                cpu.store(cpu.need_resched_address, 1, 4)
+    local_irq_restore(cpu, enabled)
+    return woken
+
+
+async def yield_task(cpu: Cpu) -> None:
+    """Let other tasks of the same rank run first; called with interrupts off, returns with them on."""
+    task = cpu.task
+    await list_del(cpu, task.address + TASK_STRUCT.run_list.offset)
+    await list_add_tail(cpu, task.address + TASK_STRUCT.run_list.offset, _queue(cpu, task.priority))
+    await schedule(cpu)
+    cpu.sti()
+
+
+@function(mode=Mode.KERNEL)
+async def schedule(cpu: Cpu, preempt: bool = False) -> None:
+    """Run the best task; returns when the caller's task is chosen again. Interrupts are left as they were.
+
+    A preempted task stays on the run queue, whatever it was about to do.
+    """
+    enabled = local_irq_save(cpu)
+    previous = cpu.task
+    if previous is not cpu.idle_task and not preempt:
+        if await cpu.get(previous.address, TASK_STRUCT.state) != TASK_RUNNING:
+            await _deactivate_task(cpu, previous.address, previous.priority)
+    cpu.store(cpu.need_resched_address, 0, 4)
+    following = await _pick_next_task(cpu)
+    if following is not previous:
+        cpu.put(cpu.runqueue, RQ.current, following.address)
+        await context_switch(cpu, previous, following)
+    local_irq_restore(cpu, enabled)
+
+
+async def _pick_next_task(cpu: Cpu) -> Task:
+    """The first task of the best rank, else the idle task."""
+    bitmap = await cpu.get(cpu.runqueue, RQ.bitmap)
+    if not bitmap:
+        return cpu.idle_task
+    best = (bitmap & -bitmap).bit_length() - 1
+    entry = await cpu.load(_queue(cpu, best), 8)
+    return cpu.kernel.tasks[entry - TASK_STRUCT.run_list.offset]
+
+
+@function()
+async def context_switch(cpu: Cpu, previous: Task, following: Task) -> None:
+    """Save one task's registers, load the other's, go on there; returns when ``previous`` is switched back to."""
+    saved = previous.stack_pointer.to_bytes(8, "little").ljust(_THREAD_BYTES, b"\0")
+    cpu.put(previous.address, TASK_STRUCT.thread, saved)
+    cpu.touch(following.address + TASK_STRUCT.thread.offset, _THREAD_BYTES)
+    previous.context = cpu.current
+    cpu.task = following
+    await cpu.switch_to(following.context)
+
+
+@function()
+async def cpu_idle(cpu: Cpu) -> None:
+    """The idle task: sleep until an interrupt brings work.
+
+    An interrupt between STI and HALT is caught by its own exit, which preempts the idle task when a task has woken.
+    """
+    kernel = cpu.kernel
+    cpu.idle_context = cpu.current
+    while True:
+        cpu.cli()
+        if await cpu.load(cpu.need_resched_address, 4) or await cpu.get(cpu.runqueue, RQ.bitmap):
+            await schedule(cpu)
+            cpu.sti()
+            continue
+        cpu.sti()
+        if kernel.stopping:
+            await cpu.fence()
+            cpu.offline = True
+            return
+        cpu.sleeping = True
+        await default_idle(cpu)
+        cpu.sleeping = False
+
+
+@function()
+async def default_idle(cpu: Cpu) -> None:
+    """HALT."""
+    await cpu.halt()

@@ -1,0 +1,80 @@
+"""Socket buffers: a packet's ``sk_buff`` in a slab, its bytes where the card put them."""
+
+import enum
+
+from sw.core import LINE, function
+from sw.linux.cpu import Cpu
+from sw.linux.mm import kmem_cache_alloc, kmem_cache_free, put_page
+from sw.structs import Struct
+
+__all__ = ["SK_BUFF", "IpSummed", "PacketType", "consume_skb", "kfree_skb_reason", "napi_build_skb"]
+
+#: ``struct sk_buff``, four lines as in the kernel, the members in use in the first.
+SK_BUFF = Struct(
+    4 * LINE,
+    next=8,
+    prev=8,
+    head=8,  #: start of the buffer
+    data=8,  #: first byte of what the current layer looks at
+    len=4,  #: bytes from ``data`` on
+    truesize=4,  #: bytes charged to the receiver
+    protocol=2,  #: EtherType
+    pkt_type=1,
+    ip_summed=1,
+    network_header=2,  #: bytes from ``head``
+    page=8,  #: the page that holds the buffer
+)
+
+#: ``struct skb_shared_info`` lies at the end of the buffer; one line of it is initialised per packet.
+SHARED_INFO_BYTES = 320
+
+
+class PacketType(enum.IntEnum):
+    """Whom a frame is for (include/uapi/linux/if_packet.h)."""
+
+    HOST = 0
+    BROADCAST = 1
+    MULTICAST = 2
+    OTHERHOST = 3
+
+
+class IpSummed(enum.IntEnum):
+    """What is known of a packet's checksum (include/linux/skbuff.h)."""
+
+    NONE = 0
+    UNNECESSARY = 1
+
+
+@function()
+async def napi_build_skb(cpu: Cpu, page: int, head: int, size: int, headroom: int, length: int) -> int:
+    """Make an skb around a buffer of ``size`` bytes at ``head`` in ``page``; 0 when the slab is empty."""
+    skb = await kmem_cache_alloc(cpu, cpu.kernel.skb_cache)
+    if not skb:
+        return 0
+    values = {"head": head, "data": head + headroom, "len": length, "truesize": size + SK_BUFF.size, "page": page}
+    cpu.store(skb, SK_BUFF.pack(**values), SK_BUFF.size)
+    cpu.store(head + size - SHARED_INFO_BYTES, bytes(32), 32)
+    return skb
+
+
+@function()
+async def kfree_skb(cpu: Cpu, skb: int) -> None:
+    """Free an skb and give its page back; softirqs are disabled."""
+    page = await cpu.get(skb, SK_BUFF.page)
+    await put_page(cpu, page)
+    await kmem_cache_free(cpu, cpu.kernel.skb_cache, skb)
+
+
+async def kfree_skb_reason(cpu: Cpu, skb: int, reason: str) -> None:
+    """Drop a packet, for a reason named as in include/net/dropreason-core.h."""
+    kernel = cpu.kernel
+    kernel.drops[reason] = kernel.drops.get(reason, 0) + 1
+    cpu.note("dropped", reason=reason, packet=kernel.packet_of.pop(skb))
+    await kfree_skb(cpu, skb)
+
+
+async def consume_skb(cpu: Cpu, skb: int) -> int:
+    """Free a packet that has been delivered; returns which it was."""
+    packet = cpu.kernel.packet_of.pop(skb)
+    await kfree_skb(cpu, skb)
+    return packet

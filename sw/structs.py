@@ -1,0 +1,54 @@
+"""C structures in modelled memory: names for offsets and sizes."""
+
+from typing import NamedTuple
+
+__all__ = ["Field", "Struct"]
+
+
+class Field(NamedTuple):
+    """Where a member lies in its structure."""
+
+    offset: int  #: bytes from the start
+    size: int  #: bytes
+
+    def of(self, data: bytes) -> int:
+        """The member's value (little-endian) in the bytes of a whole structure."""
+        return int.from_bytes(data[self.offset : self.offset + self.size], "little")
+
+
+class Struct:
+    """A structure with members of 1, 2, 4 or 8 bytes, or byte arrays, laid out as C does.
+
+    Arguments:
+        size: bytes of the whole, at least what the members take; default: that, rounded up to 8.
+        members: name and size in bytes, in order. Sizes 2, 4 and 8 are aligned to themselves, larger ones to 8.
+
+    Each member is an attribute, a :class:`Field`.
+
+    Raises:
+        ValueError: if ``size`` is too small for the members.
+    """
+
+    def __init__(self, size: int | None = None, /, **members: int):
+        offset = 0
+        self.fields: dict[str, Field] = {}
+        for name, length in members.items():
+            alignment = length if length in (1, 2, 4, 8) else 8
+            offset = (offset + alignment - 1) // alignment * alignment
+            self.fields[name] = Field(offset, length)
+            offset += length
+        self.size = (offset + 7) // 8 * 8 if size is None else size
+        if offset > self.size:
+            raise ValueError(f"the members take {offset} bytes, more than the structure's {self.size}")
+        self.__dict__.update(self.fields)
+
+    def __getattr__(self, name: str) -> Field:
+        raise AttributeError(f"the structure has no member {name!r}; it has {', '.join(self.fields)}")
+
+    def pack(self, **values: int) -> bytes:
+        """The structure's bytes with the given members set and all others zero."""
+        data = bytearray(self.size)
+        for name, value in values.items():
+            offset, size = self.fields[name]
+            data[offset : offset + size] = value.to_bytes(size, "little")
+        return bytes(data)
