@@ -33,6 +33,7 @@ from amaranth.hdl import (
     Signal,
     Value,
 )
+from amaranth.hdl._xfrm import LHSMaskCollector
 from amaranth.lib.wiring import In
 
 from hw.lib.observe import collect
@@ -40,7 +41,7 @@ from hw.lib.platform import CompiledSimulation
 from hw.lib.probe import Probe
 from hw.lib.time import NOW_WIDTH, Timer
 
-__all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "prove_quiet", "run_sby"]
+__all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "component_inputs", "fragments_below", "prove_quiet", "run_sby"]
 
 #: The one clock of a model.
 FORMAL_DOMAIN = "formal"
@@ -121,7 +122,7 @@ class Harness(Elaboratable):
     def __init__(self, component: Elaboratable, *, fragment: Fragment | None = None):
         self.component = component
         self.fragment = fragment or Fragment.get(component, CompiledSimulation())
-        domains = sorted({domain for each in self.fragments() for domain in _domains(each)})
+        domains = sorted({domain for each in fragments_below(self.fragment) for domain in _domains(each)})
         self.tick = {domain: Signal(name=f"tick_{domain}") for domain in domains}
         clock = ClockDomain(FORMAL_DOMAIN, reset_less=True)
         self.inputs: list[Value] = [clock.clk, *component_inputs(component), *self.tick.values()]
@@ -160,16 +161,14 @@ class Harness(Elaboratable):
         for mode, depth in depths.items():
             run_sby(design, mode=mode, depth=depth, verilog=verilog)
 
-    def fragments(self) -> Iterator[Fragment]:
-        """The elaborated component and everything below it."""
-        return _fragments(self.fragment)
-
     def registers(self, domain: str) -> list[Value]:
         """Every register of ``domain``, registers of synchronous read ports included."""
         found: list[Value] = []
-        for fragment in self.fragments():
+        for fragment in fragments_below(self.fragment):
             if domain in fragment.statements:
-                found += fragment.statements[domain]._lhs_signals()
+                assigned = LHSMaskCollector()
+                assigned.visit_stmt(fragment.statements[domain])
+                found += [signal[start:stop] for signal, start, stop in assigned.chunks()]
             if isinstance(fragment, MemoryInstance):
                 found += [port._data for port in fragment._read_ports if port._domain == domain]
         return found
@@ -177,7 +176,7 @@ class Harness(Elaboratable):
     def memory_accesses(self, domain: str) -> list[Value]:
         """Enables that would change a memory of ``domain``, or what a RAM shows."""
         found: list[Value] = []
-        for fragment in self.fragments():
+        for fragment in fragments_below(self.fragment):
             if isinstance(fragment, MemoryInstance):
                 found += [port._en for port in fragment._write_ports if port._domain == domain]
             elif isinstance(fragment, Instance) and domain in _domains(fragment):
@@ -242,7 +241,7 @@ def prove_quiet(
             harness.always(~may_skip | ~probe.valid, f"quiet: probe {name} does not fire")
     could_skip = harness.past(may_skip)
     for register in harness.registers(domain):
-        name = getattr(register, "name", "read port")
+        name = ", ".join(sorted(signal.name for signal in register._rhs_signals()))
         harness.always(~could_skip | (register == harness.past(register)), f"quiet: register {name} is stable")
 
     others = [r for d in harness.tick if d != domain for r in harness.registers(d)]
@@ -263,6 +262,13 @@ def component_inputs(component: Elaboratable, *, without: Iterable[str] = ()) ->
     ]
 
 
+def fragments_below(fragment: Fragment) -> Iterator[Fragment]:
+    """A fragment and everything below it."""
+    yield fragment
+    for child, *_ in fragment.subfragments:
+        yield from fragments_below(child)
+
+
 def _assume_time_passes(harness: Harness, now: Value, tick: Signal) -> None:
     """``now`` steps by one or more at each edge, and stands still between edges; it does not overflow."""
     started = harness.past(Const(1))
@@ -279,12 +285,6 @@ def _reason(design: str, log: str) -> str:
     failed = [messages.get(cell) or f"check {cell}" for cell in dict.fromkeys(cells)]
     induction = "by induction, " if "Temporal induction failed" in log and "BMC failed" not in log else ""
     return induction + "; ".join(failed) if failed else log[-2000:]
-
-
-def _fragments(fragment: Fragment) -> Iterator[Fragment]:
-    yield fragment
-    for child, *_ in fragment.subfragments:
-        yield from _fragments(child)
 
 
 def _domains(fragment: Fragment) -> set[str]:
