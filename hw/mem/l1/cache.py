@@ -54,7 +54,8 @@ class L1Cache(wiring.Component):
 
     **Progress.** When a line arrives, the loads that wait for it, and the oldest store if it may write the line now,
     go before any Probe, any eviction and any other Grant. So no line comes in vain, whatever the last level does,
-    and a Probe waits for at most ``core.load_queue`` loads, a store, and for channel C.
+    and a Probe waits for at most ``core.load_queue`` loads, a store, and for channel C, on which it takes turns with
+    the Releases.
 
     The core never has more than ``core.load_queue`` loads without an answer in this cache (prefetches
     not counted).
@@ -128,6 +129,7 @@ class L1Cache(wiring.Component):
         self._drain_store = Signal(name="drain_store")
         # Allocation
         self._blocked = Signal(name="blocked")  # until an MSHR retires or a Release is answered
+        self._probed_last = Signal(name="probed_last")  # whose turn it is on channel C
         self._releases = Signal(RELEASES, name="releases")
         self._release_sent = Signal(RELEASES, name="release_sent")
         self._release_done = Signal(RELEASES, name="release_done")
@@ -194,6 +196,7 @@ class L1Cache(wiring.Component):
         kind = Signal(Kind)
         line = Signal(LINE_ADDRESS_WIDTH)
         replay = Signal()
+        allocate = Signal()
         granted = Signal()
         c_free = Signal()
         store_ready = Signal()
@@ -217,6 +220,8 @@ class L1Cache(wiring.Component):
             m.d.comb += replay.eq(1)
         with m.Elif(store_ready & self._drain_store):
             m.d.comb += [take.eq(1), kind.eq(Kind.STORE), line.eq(self._store.line)]
+        with m.Elif(may_allocate & self._probed_last):
+            m.d.comb += allocate.eq(1)
         with m.Elif(tilelink.b.valid & c_free):
             m.d.comb += [take.eq(1), kind.eq(Kind.PROBE), line.eq(tilelink.b.payload.line), tilelink.b.ready.eq(1)]
         with m.Elif(waiting.retry):
@@ -224,11 +229,16 @@ class L1Cache(wiring.Component):
         with m.Elif(store_ready):
             m.d.comb += [take.eq(1), kind.eq(Kind.STORE), line.eq(self._store.line)]
         with m.Elif(may_allocate):
-            m.d.comb += [take.eq(1), kind.eq(Kind.ALLOCATE), line.eq(misses.next_line)]
+            m.d.comb += allocate.eq(1)
         with m.Else():
             m.d.comb += self.port.load.ready.eq(1)
         with m.If(replay):
             m.d.comb += [take.eq(1), waiting.take.eq(1), line.eq(waiting.next.line)]
+        with m.If(allocate):
+            m.d.comb += [take.eq(1), kind.eq(Kind.ALLOCATE), line.eq(misses.next_line)]
+            m.d[self.domain] += self._probed_last.eq(0)
+        with m.Elif(tilelink.b.ready):
+            m.d[self.domain] += self._probed_last.eq(1)
         accept = self.port.load.ready & self.port.load.valid
         with m.If(accept):
             m.d.comb += [take.eq(1), line.eq(self.port.load.payload.line)]
