@@ -72,6 +72,8 @@ class RxDma(wiring.Component):
         ended = Signal()  # the packet's last beat has been taken from the packet buffer
         reason = Signal(DropReason)
 
+        wiring.connect(m, wiring.flipped(self.send), writer.send)
+
         # The packet buffer's beats go to the writer, or nowhere
         m.d.comb += [
             writer.packets.valid.eq(self.packets.valid & (state == _State.WRITE)),

@@ -1,0 +1,337 @@
+"""The card on Amaranth's simulator, with a wire, a host's memory behind PCIe, and a few lines of driver."""
+
+import random
+import zlib
+from collections import deque
+from dataclasses import dataclass
+
+from amaranth.hdl import Cat, ClockDomain, Module, Signal
+from amaranth.sim import Simulator
+
+from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
+from hw.bus.wire import FrameBeat
+from hw.config import load_machine
+from hw.lib.observe import collect
+from hw.lib.probe import Probe
+from hw.memory_map import BAR0_BASE, BAR3_BASE
+from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
+from hw.nic.drop import DropReason
+from hw.nic.nic import Nic
+from hw.nic.registers import REG, STATION_ADDRESS, msix_entry
+
+BROADCAST = b"\xff" * 6
+MEMORY_BYTES = 1 << 20
+RING, BUFFERS = 0x1000, 0x10000
+MSI_ADDRESS, MSI_DATA = 0xFEE0_1004, 0x51
+
+
+def frame(size: int, *, to: bytes = STATION_ADDRESS, fill: int = 0, ethertype: bytes = b"\x08\x00") -> bytes:
+    """A frame of ``size`` bytes, FCS included."""
+    body = (to + b"\x02\0\0\0\0\x99" + ethertype + random.Random(fill * 9999 + size).randbytes(size))[: size - 4]
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def frame_beats(raw: bytes, packet: int, start: int = 0) -> list[int]:
+    """The beats of a frame as integers."""
+    return [
+        FrameBeat.const(
+            {
+                "data": int.from_bytes(raw[at : at + 64], "little"),
+                "length": len(raw),
+                "first": at == 0,
+                "last": at + 64 >= len(raw),
+                "packet": packet,
+                "start": start,
+            }
+        ).as_bits()
+        for at in range(0, max(1, len(raw)), 64)
+    ]
+
+
+@dataclass
+class Tlp:
+    """A packet the card sent."""
+
+    cycle: int  #: of its last beat
+    kind: TlpType
+    address: int
+    length: int
+    tag: int
+    packet: int
+    data: bytes
+    status: TlpStatus
+
+
+@dataclass
+class Event:
+    """A probe that fired."""
+
+    cycle: int
+    name: str
+    fields: dict[str, int]
+
+
+class CardBench:
+    """A card, what surrounds it, and what was seen.
+
+    Arguments:
+        settings: as ``--set``, on top of ``tiny``.
+        seed: of all randomness.
+        latency: least and most cycles from a read request to its completion.
+        ready: probability that the link takes a beat.
+    """
+
+    def __init__(self, *settings: str, seed: int = 1, latency: tuple[int, int] = (5, 40), ready: float = 0.7):
+        self.config = load_machine("tiny", settings)
+        self.random = random.Random(seed)
+        self.latency, self.ready = latency, ready
+        self.card = Nic(self.config)
+        self.probes = collect(self.card, Probe, "nic")
+        self.cycle = 0
+        self.memory = bytearray(MEMORY_BYTES)
+        self.wire: deque[int] = deque()
+        self.to_card: deque[tuple[int, int]] = deque()  # (earliest cycle, beat), in order
+        self.reads: list[tuple[int, Tlp]] = []  # (due, request)
+        self.tlps: list[Tlp] = []
+        self.events: list[Event] = []
+        self.answers: dict[int, Tlp] = {}
+        self.offered: dict[int, bytes] = {}
+        self.quiet_violations: list[str] = []
+        self.answering = True
+        self.tail = 0
+        self._tags = 0
+
+    # What tests look at
+
+    def of(self, name: str) -> list[Event]:
+        """Events of the probes whose name ends with ``name``."""
+        return [e for e in self.events if e.name.rstrip("0123456789").endswith(name)]
+
+    @property
+    def drops(self) -> dict[int, DropReason]:
+        """Reason by packet."""
+        found = self.of(".drop")
+        assert len({e.fields["packet"] for e in found}) == len(found), "a packet was dropped twice"
+        return {e.fields["packet"]: DropReason(e.fields["reason"]) for e in found}
+
+    def written_back(self) -> list[tuple[int, int]]:
+        """(packet, index) in order of time and place."""
+        return [(e.fields["packet"], e.fields["index"]) for e in self.of("write_back")]
+
+    # The wire
+
+    def offer(self, raw: bytes, start: int = 0) -> int:
+        """Put a frame on the wire; returns its packet id."""
+        packet = len(self.offered) + 1
+        self.offered[packet] = raw
+        self.wire.extend(frame_beats(raw, packet, start))
+        return packet
+
+    # Software
+
+    def post(self, kind: TlpType, address: int, size: int, value: int = 0) -> int:
+        """Send an MMIO request; returns its tag."""
+        self._tags = (self._tags + 1) % 256
+        header = {"kind": kind, "address": address, "length": size, "tag": self._tags}
+        data = value << 8 * (address % 64)
+        beat = TlpBeat.const({"header": header, "data": data, "first": 1, "last": 1})
+        self.to_card.append((self.cycle, beat.as_bits()))
+        return self._tags
+
+    async def write(self, offset: int, value: int, size: int = 4, base: int = BAR0_BASE):
+        """Write a register and wait until it is written."""
+        count = len(self.of("registers.write")) + size // 4
+        self.post(TlpType.MEMORY_WRITE, base + offset, size, value)
+        await self.until(lambda: len(self.of("registers.write")) == count)
+
+    async def read(self, offset: int, size: int = 4, base: int = BAR0_BASE) -> int:
+        """Read a register."""
+        tag = self.post(TlpType.MEMORY_READ, base + offset, size)
+        await self.until(lambda: tag in self.answers)
+        answer = self.answers.pop(tag)
+        assert answer.status == TlpStatus.SUCCESS and len(answer.data) == size
+        return int.from_bytes(answer.data, "little")
+
+    async def set_up(self, size: int = 16, *, srrctl: int = 2, offset: int = 0, tail: int | None = None, itr: int = 0):
+        """What a driver does: interrupts, ring with buffers at ``offset`` in 2 KiB slots, receive on."""
+        await self.write(msix_entry(0), MSI_ADDRESS, 8, base=BAR3_BASE)
+        await self.write(msix_entry(0) + 8, MSI_DATA, 8, base=BAR3_BASE)
+        await self.write(REG.GPIE.offset(), REG.GPIE.MSIX_MODE.mask | REG.GPIE.EIAME.mask)
+        await self.write(REG.IVAR.offset(0), REG.IVAR.RX_EVEN_VALID.mask)
+        await self.write(REG.EIAC.offset(), 1)
+        await self.write(REG.EITR.offset(0), REG.EITR.INTERVAL.put(itr))
+        await self.write(REG.EIMS.offset(), 1)
+        await self.write(REG.RDRXCTL.offset(), REG.RDRXCTL.CRCSTRIP.mask)
+        self.size, self.buffer_offset, self.buffer_bytes = size, offset, (srrctl & 31) * 1024
+        for index in range(size):
+            self.give(index)
+        await self.write(REG.RDBAL.offset(), RING, 8)
+        await self.write(REG.RDLEN.offset(), DESCRIPTOR_BYTES * size)
+        await self.write(REG.SRRCTL.offset(), srrctl | REG.SRRCTL.DESCTYPE.put(1))
+        await self.write(REG.RXDCTL.offset(), REG.RXDCTL.ENABLE.mask)
+        await self.write(REG.RXCTRL.offset(), REG.RXCTRL.RXEN.mask)
+        await self.set_tail(size - 1 if tail is None else tail)
+
+    def buffer(self, index: int) -> int:
+        """Address of the buffer of descriptor ``index``."""
+        return BUFFERS + 4096 * index + self.buffer_offset
+
+    def give(self, index: int):
+        """Write descriptor ``index`` in its read format."""
+        at = RING + DESCRIPTOR_BYTES * index
+        self.memory[at : at + DESCRIPTOR_BYTES] = RX_READ.pack(packet_address=self.buffer(index))
+
+    async def set_tail(self, tail: int):
+        """Tell the card."""
+        self.tail = tail
+        await self.write(REG.RDT.offset(), tail)
+
+    def descriptor(self, index: int) -> dict[str, int]:
+        """Descriptor ``index`` as it is in memory now."""
+        at = RING + DESCRIPTOR_BYTES * index
+        return RX_WRITE_BACK.unpack(bytes(self.memory[at : at + DESCRIPTOR_BYTES]))
+
+    def packet(self, *indices: int) -> bytes:
+        """The bytes a packet left in the buffers of ``indices``."""
+        out = b""
+        for index in indices:
+            at = self.buffer(index)
+            out += bytes(self.memory[at : at + self.descriptor(index)["length"]])
+        return out
+
+    # Time
+
+    async def until(self, condition, limit: int = 20000):
+        """Wait for ``condition``."""
+        last = self.cycle + limit
+        while not condition():
+            assert self.cycle < last, "waited in vain"
+            await self._ctx.tick("nic")
+
+    async def cycles(self, count: int):
+        """Wait ``count`` cycles."""
+        last = self.cycle + count
+        await self.until(lambda: self.cycle >= last)
+
+    async def settle(self, cycles: int = 200):
+        """Wait until nothing has happened for ``cycles`` cycles and the wire is empty."""
+        await self.until(lambda: not self.wire)
+        while True:
+            before = len(self.events), len(self.tlps)
+            await self.cycles(cycles)
+            if (len(self.events), len(self.tlps)) == before:
+                return
+
+    def run(self, scenario):
+        """Run ``scenario(bench)`` to its end."""
+        m = Module()
+        m.domains.nic = ClockDomain("nic", reset_less=True)
+        m.submodules.card = self.card
+        now = Signal(48)
+        m.d.nic += now.eq(now + 1)
+        m.d.comb += self.card.now.eq(now)
+        sim = Simulator(m)
+        sim.add_clock(1e-9, domain="nic")
+
+        async def surroundings(ctx):
+            while True:
+                self._cycle(ctx)
+                await ctx.tick("nic")
+                self.cycle += 1
+
+        async def test(ctx):
+            self._ctx = ctx
+            await scenario(self)
+
+        sim.add_testbench(surroundings, background=True)
+        sim.add_testbench(test)
+        sim.run()
+        return self
+
+    def _cycle(self, ctx):
+        """Everything around the card at one edge."""
+        card, send, receive = self.card, self.card.pcie.send, self.card.pcie.receive
+        ctx.set(send.ready, self.random.random() < self.ready)
+        self._answer_reads()
+        offered = bool(self.to_card) and self.to_card[0][0] <= self.cycle
+        ctx.set(receive.valid, offered)
+        if offered:
+            ctx.set(receive.payload, TlpBeat.from_bits(self.to_card[0][1]))
+        ctx.set(card.wire.valid, bool(self.wire))
+        if self.wire:
+            ctx.set(card.wire.payload, FrameBeat.from_bits(self.wire[0]))
+        fired = ctx.get(self._valids)
+        flags = ctx.get(Cat(send.valid & send.ready, receive.ready, card.wire.ready, card.quiet))
+        if flags & 1:
+            self._collect(ctx.get(send.payload))
+        if flags & 2 and offered:
+            self.to_card.popleft()
+        if flags & 4 and self.wire:
+            self.wire.popleft()
+        if flags & 8 and (fired or flags & 1):
+            self.quiet_violations.append(f"cycle {self.cycle}")
+        for index, (name, probe) in enumerate(self.probes.items()):
+            if fired >> index & 1:
+                fields = {key: ctx.get(signal) for key, signal in probe.fields.items()}
+                self.events.append(Event(self.cycle, name, fields))
+
+    @property
+    def _valids(self):
+        return Cat(probe.valid for probe in self.probes.values())
+
+    _partial: bytes = b""
+
+    def _collect(self, beat):
+        header = beat.header
+        line = beat.data.to_bytes(64, "little")
+        if beat.first:
+            self._partial = b""
+            self._partial_header = header
+            begin = header.address % 64
+        else:
+            assert header == self._partial_header
+            begin = 0
+        if header.kind == TlpType.MEMORY_WRITE or header.kind == TlpType.COMPLETION:
+            self._partial += line[begin:][: header.length - len(self._partial)]
+        if not beat.last:
+            return
+        tlp = Tlp(
+            self.cycle,
+            TlpType(header.kind),
+            header.address,
+            header.length,
+            header.tag,
+            header.packet,
+            self._partial,
+            TlpStatus(header.status),
+        )
+        self.tlps.append(tlp)
+        if tlp.kind == TlpType.MEMORY_WRITE:
+            assert len(tlp.data) == tlp.length <= self.config.pcie.mps
+            assert tlp.address // self.config.pcie.mps == (tlp.address + tlp.length - 1) // self.config.pcie.mps
+            if tlp.address < MEMORY_BYTES:
+                self.memory[tlp.address : tlp.address + tlp.length] = tlp.data
+        elif tlp.kind == TlpType.MEMORY_READ:
+            self.reads.append((self.cycle + self.random.randint(*self.latency), tlp))
+        else:
+            self.answers[tlp.tag] = tlp
+
+    def _answer_reads(self):
+        """Completions, in any order."""
+        due = [entry for entry in self.reads if entry[0] <= self.cycle] if self.answering else []
+        for entry in due:
+            self.reads.remove(entry)
+            request = entry[1]
+            inside = request.address + request.length <= MEMORY_BYTES
+            data = self.memory[request.address : request.address + request.length] if inside else b""
+            header = {
+                "kind": TlpType.COMPLETION,
+                "status": TlpStatus.SUCCESS if inside else TlpStatus.UNSUPPORTED_REQUEST,
+                "address": request.address,
+                "length": request.length,
+                "remaining": request.length,
+                "tag": request.tag,
+            }
+            value = int.from_bytes(data, "little") << 8 * (request.address % 64)
+            beat = TlpBeat.const({"header": header, "data": value, "first": 1, "last": 1})
+            self.to_card.append((self.cycle, beat.as_bits()))
