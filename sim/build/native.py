@@ -4,6 +4,7 @@ The compiler is called directly, one process per core: no make, no CMake.
 """
 
 import concurrent.futures
+import functools
 import importlib.machinery
 import importlib.util
 import json
@@ -53,13 +54,18 @@ class NativeBuild:
     seconds: float  #: it took; 0 when it was found in the cache
 
     def load(self) -> ModuleType:
-        """Import the compiled module."""
-        loader = importlib.machinery.ExtensionFileLoader(MODULE, str(self.module_file))
-        spec = importlib.util.spec_from_loader(MODULE, loader)
-        assert spec is not None
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-        return module
+        """Import the compiled module, once per process."""
+        return _load(self.module_file)
+
+
+@functools.cache
+def _load(file: Path) -> ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader(MODULE, str(file))
+    spec = importlib.util.spec_from_loader(MODULE, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def build_native(design: Design, waves: bool = False) -> NativeBuild:
@@ -139,7 +145,7 @@ def _compile(verilog: Verilog, flags: list[str], waves: bool, directory: Path, d
     objects.append(_nanobind_object(compiler, nanobind))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_run, jobs))
-    libraries = sources["options"]["ldflags"] + (["-llz4"] if waves else [])
+    libraries = sources["options"].get("ldflags", []) + (["-llz4"] if waves else [])
     link = [compiler.executable, "-shared", "-pthread", "-Wl,-s", "-Wl,--gc-sections", *map(str, objects)]
     _run([*link, "-o", str(directory / _module_file()), *libraries])
     for scratch in work.iterdir():

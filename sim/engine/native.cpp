@@ -843,7 +843,7 @@ private:
         std::memcpy(&value, wake.data.data(), 8);
         if (wake.size < 8) value &= (uint64_t{1} << (8 * wake.size)) - 1;
         PyObject* items[5] = {
-            nb::object(kinds_[wake.kind]).release().ptr(),
+            nb::object(kinds_[static_cast<size_t>(wake.kind)]).release().ptr(),
             PyLong_FromLong(wake.core),
             PyLong_FromLong(wake.context),
             PyLong_FromLongLong(wake.value),

@@ -1,0 +1,647 @@
+"""The engine's loop in Python, over anything that can show ports, set ports and raise clocks.
+
+The reference for ``native.cpp``: whatever one does, the other does, at the same tick.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from hw.bus.core import OperationKind
+from sim.build.manifest import Manifest
+from sim.observe.log import LOG_DTYPE, log_sha256
+
+from .engine import OPERATION_DTYPE, Jump, Recording, Wake, WakeKind
+
+__all__ = ["Backend", "LoopEngine"]
+
+LINE_BYTES = 64
+IDS = 256
+MASK64 = (1 << 64) - 1
+
+COMPLETING = frozenset(k.value for k in (OperationKind.LOAD, OperationKind.MMIO_READ, OperationKind.FENCE))
+WRITING = frozenset(k.value for k in (OperationKind.STORE, OperationKind.MMIO_WRITE))
+MMIO = frozenset(k.value for k in (OperationKind.MMIO_READ, OperationKind.MMIO_WRITE))
+MEMORY = COMPLETING - {OperationKind.FENCE.value} | WRITING | {OperationKind.PREFETCH.value}
+EXECUTE, HALT = OperationKind.EXECUTE.value, OperationKind.HALT.value
+KINDS = frozenset(kind.value for kind in OperationKind)
+
+
+class Backend(Protocol):
+    """A simulator with the toplevel in it."""
+
+    def peek(self, port: str) -> int:
+        """Value of an output, settled since the last :meth:`pulse`."""
+
+    def poke(self, port: str, value: int) -> None:
+        """Set an input, from the next :meth:`pulse` on."""
+
+    async def pulse(self, clocks: Sequence[str], tick: int) -> None:
+        """Raise clock ports in one assignment, let everything settle, lower them; ``tick`` is simulated time."""
+
+
+@dataclass
+class Operation:
+    """An operation as software pushed it."""
+
+    context: int
+    handle: int
+    kind: int
+    address: int = 0
+    size: int = 0
+    data: bytes = b""
+    cycles: int = 0
+    uops: int = 0
+    after: int = -1
+    notify: bool = False
+    not_before: int = -1
+
+
+@dataclass
+class Context:
+    """A queue of operations."""
+
+    queue: deque[Operation] = field(default_factory=deque)
+    waiting: int = 0  #: operations pushed with notify that are not complete
+    core: int = -1
+    due: bool = False  #: tell by EMPTY when it has nothing left
+
+
+@dataclass
+class Core:
+    """The host's side of a core."""
+
+    port: str  #: prefix of its ports
+    domain: int
+    context: int = -1
+    since: int = -1  #: what it is offered may be handed over later than this tick
+    next_id: int = 0
+    changed: bool = True  #: look again at what to offer
+    held: bool = False  #: the front operation waits for a completion before it can be offered
+    offered: bool = False
+    stale: bool = True  #: the port does not show what is offered
+    valid: bool = False  #: the port's valid
+    after: int = -1  #: operation number shown as ``after``
+    last_issued: bool = True
+    last: Operation | None = None  #: the operation handed over last
+    executing: Operation | None = None  #: the EXECUTE issued last
+    halted: Operation | None = None  #: a HALT it sits in
+    #: What was handed over under each operation number, and whether it will still complete.
+    flight: list[tuple[Operation | None, bool]] = field(default_factory=lambda: [(None, False)] * IDS)
+    issued: list[int] = field(default_factory=list)
+
+
+class Random:
+    """xorshift64*, as in native.cpp."""
+
+    def __init__(self, seed: int):
+        self._state = (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & MASK64 or 1
+
+    def __call__(self) -> int:
+        """The next 64 bits."""
+        x = self._state
+        x ^= x >> 12
+        x ^= x << 25 & MASK64
+        x ^= x >> 27
+        self._state = x
+        return x * 0x2545F4914F6CDD1D & MASK64
+
+
+class LoopEngine:
+    """See :class:`sim.engine.engine.Engine`.
+
+    Arguments:
+        manifest: of the toplevel in the backend.
+        backend: the simulator.
+        jump: which permitted jumps to take.
+        seed: of the choice of jumps.
+        record: keep what is handed over, for :meth:`recording`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        *,
+        jump: Jump = Jump.ALL,
+        seed: int = 0,
+        record: bool = False,
+    ):
+        self.manifest = manifest
+        self._backend = backend
+        self._jump = jump
+        self._random = Random(seed)
+        self._periods = [domain.period for domain in manifest.domains]
+        self._names = [domain.name for domain in manifest.domains]
+        domains = range(len(self._names))
+        self._probe_words = [[word for word in manifest.probe_words if word.domain == d] for d in domains]
+        self._timers = [[timer for timer in manifest.timers if timer.domain == d] for d in domains]
+        self._payload_ports = [
+            [f"probe_{number}_{name}" for name, _ in probe.fields] for number, probe in enumerate(manifest.probes)
+        ]
+        self._tick = -1  # of the last step
+        self._next_tick = [0] * len(domains)  # of the edge after the last one executed
+        self._executed = [0] * len(domains)
+        self._forced: list[int | None] = [None] * len(domains)
+        self._contexts: dict[int, Context] = {}
+        self._context_count = 0
+        self._cores = [Core(f"core{index}", domain) for index, domain in enumerate(manifest.core_domains)]
+        self._complete: list[bool] = []  # by handle
+        self._frames: deque[tuple[bytes, int, int]] = deque()
+        self._sent = 0  # bytes of the front frame that have been handed over
+        self._wire_valid = False
+        self._wire_stale = True
+        self._wakes: list[Wake] = []
+        self._log: list[tuple[int, int, tuple[int, ...]]] = []
+        self._record = record
+        self._recorded: list[tuple] = []
+        self._recorded_frames: list[tuple[int, bytes, int, int]] = []
+
+    # ---- Contexts, operations, frames
+
+    def new_context(self) -> int:
+        """Make an empty queue of operations and return its number."""
+        self._contexts[self._context_count] = Context()
+        self._context_count += 1
+        return self._context_count - 1
+
+    def free_context(self, context: int) -> None:
+        """Forget a context whose operations have all issued."""
+        found = self._find(context)
+        if found.queue:
+            raise ValueError(f"context {context} still has {len(found.queue)} operations to hand over")
+        if found.core >= 0:
+            self._leave(self._cores[found.core])
+        del self._contexts[context]
+
+    def switch(self, core: int, context: int) -> None:
+        """Let ``core`` draw from ``context`` from its next edge on."""
+        if not 0 <= core < len(self._cores):
+            raise ValueError(f"core must be between 0 and {len(self._cores) - 1}, not {core}")
+        found = self._find(context)
+        if found.core not in (-1, core):
+            raise ValueError(f"context {context} is on core {found.core}")
+        target = self._cores[core]
+        self._leave(target)
+        found.core = core
+        found.due = True
+        target.context = context
+        target.since = self._tick
+
+    def push(
+        self,
+        context: int,
+        kind: int,
+        address: int = 0,
+        size: int = 0,
+        data: int | bytes = 0,
+        cycles: int = 0,
+        uops: int = 0,
+        after: int = -1,
+        notify: bool = False,
+    ) -> int:
+        """Queue one operation and return its handle, see :class:`sw.port.CorePort`."""
+        found = self._find(context)
+        kind = int(kind)
+        self._check(kind, address, size, cycles, uops, after, notify)
+        op = Operation(
+            context=context,
+            handle=len(self._complete),
+            kind=kind,
+            address=address if kind in MEMORY else 0,
+            size=size if kind in MEMORY else 0,
+            data=_data(data, size) if kind in WRITING else b"",
+            cycles=cycles if kind == EXECUTE else 0,
+            uops=uops,
+            after=after,
+            notify=notify,
+            not_before=self._tick,
+        )
+        self._complete.append(kind not in COMPLETING)
+        found.queue.append(op)
+        found.waiting += notify
+        found.due = True
+        if found.core >= 0 and len(found.queue) == 1:
+            self._cores[found.core].changed = True
+        return op.handle
+
+    def push_frame(self, data: bytes, packet: int, start: int) -> None:
+        """Queue a frame for the wire, see :class:`sim.engine.engine.Engine`."""
+        if not 1 <= len(data) <= 0xFFFF:
+            raise ValueError(f"a frame must have 1 to 65535 bytes, not {len(data)}")
+        self._frames.append((bytes(data), packet, start))
+        if self._record:
+            self._recorded_frames.append((self._tick, bytes(data), packet, start))
+
+    # ---- Running
+
+    async def run(self, until: int | None = None) -> Sequence[Wake]:
+        """Run until at least one reason to wake, or until tick ``until``."""
+        self._offer()
+        self._raise_empty()
+        while not self._wakes:
+            at, due = self._choose(until)
+            if not due:
+                break
+            await self._step(at, due)
+            self._offer()
+            self._raise_empty()
+        wakes, self._wakes = self._wakes, []
+        return wakes
+
+    # ---- Results
+
+    @property
+    def tick(self) -> int:
+        """Simulated time."""
+        return max(self._tick, 0)
+
+    def cycles(self) -> dict[str, int]:
+        """Edges of each domain so far, skipped ones included."""
+        return {name: self._first_edge(d) for d, name in enumerate(self._names)}
+
+    def executed(self) -> dict[str, int]:
+        """Edges of each domain that were executed."""
+        return dict(zip(self._names, self._executed, strict=True))
+
+    def log(self) -> np.ndarray:
+        """The events so far."""
+        result = np.zeros(len(self._log), LOG_DTYPE)
+        for row, (tick, probe, fields) in zip(result, self._log, strict=True):
+            row["tick"], row["probe"] = tick, probe
+            row["fields"][: len(fields)] = fields
+        return result
+
+    def log_sha256(self) -> str:
+        """Digest of :meth:`log`."""
+        return log_sha256(self.log())
+
+    def counters(self) -> dict[str, int]:
+        """Values of the machine's counters."""
+        peek = self._backend.peek
+        return {counter.path: peek(f"counter_{number}") for number, counter in enumerate(self.manifest.counters)}
+
+    def issued(self, core: int) -> np.ndarray:
+        """Handles of the operations of ``core`` in the order in which they issued."""
+        return np.array(self._cores[core].issued, "<i8")
+
+    def recording(self) -> Recording:
+        """What was handed over so far."""
+        if not self._record:
+            raise ValueError("the engine was not made with record=True")
+        operations = np.array(self._recorded, OPERATION_DTYPE)
+        return Recording(operations, tuple(self._recorded_frames), self._tick)
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+    # ---- Time
+
+    def _first_edge(self, d: int) -> int:
+        """Number of the first edge of domain ``d`` that is still to come."""
+        return self._tick // self._periods[d] + 1
+
+    def _first_tick(self, d: int) -> int:
+        return self._first_edge(d) * self._periods[d]
+
+    # ---- Software's side
+
+    def _find(self, context: int) -> Context:
+        if context not in self._contexts:
+            raise ValueError(f"there is no context {context}")
+        return self._contexts[context]
+
+    def _leave(self, core: Core) -> None:
+        if core.context >= 0:
+            self._contexts[core.context].core = -1
+        core.context = -1
+        core.changed = True
+
+    def _check(self, kind: int, address: int, size: int, cycles: int, uops: int, after: int, notify: bool) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"there is no operation of kind {kind}")
+        if kind in MEMORY:
+            width = next(f.width for f in self.manifest.operation.fields if f.name == "address")
+            if address >> width:
+                raise ValueError(f"an address has {width} bits, not {address}")
+            if not 1 <= size <= LINE_BYTES:
+                raise ValueError(f"size must be between 1 and 64 bytes, not {size}")
+            if address % LINE_BYTES + size > LINE_BYTES:
+                raise ValueError(f"{size} bytes at address {address} cross a line of 64 bytes")
+        if kind in MMIO and size not in (4, 8):
+            raise ValueError(f"an MMIO access has 4 or 8 bytes, not {size}")
+        if kind == EXECUTE and not 1 <= cycles <= 0xFFFFFFFF:
+            raise ValueError(f"cycles must be between 1 and 4294967295, not {cycles}")
+        if not 0 <= uops <= 0xFFFF:
+            raise ValueError(f"uops must be between 0 and 65535, not {uops}")
+        if not -1 <= after < len(self._complete):
+            raise ValueError(f"after must be the handle of an operation, not {after}")
+        if notify and kind not in COMPLETING and kind != HALT:
+            raise ValueError(f"an operation of kind {kind} never completes: it cannot notify")
+
+    @staticmethod
+    def _in_flight(core: Core, handle: int) -> int:
+        """Number under which ``handle`` is in flight on ``core``, -1 if it is not."""
+        for back in range(1, IDS + 1):
+            op, is_open = core.flight[(core.next_id - back) % IDS]
+            if op is not None and op.handle == handle and is_open:
+                return (core.next_id - back) % IDS
+        return -1
+
+    def _front(self, core: Core) -> Operation | None:
+        if core.context < 0:
+            return None
+        queue = self._contexts[core.context].queue
+        return queue[0] if queue else None
+
+    def _offer(self) -> None:
+        """Decide what each core is offered from its next edge on.
+
+        Only between steps, so that what happens on one core reaches another no earlier than at a later tick.
+        """
+        for core in self._cores:
+            if not core.changed:
+                continue
+            core.changed = False
+            op = self._front(core)
+            core.offered = op is not None
+            core.stale = True
+            if op is None:
+                continue
+            # Its number must be free again. The RTL orders it after an operation of the same core; after one of
+            # another core, or one still queued, it is ordered here.
+            waits = op.after >= 0 and not self._complete[op.after] and self._in_flight(core, op.after) < 0
+            hold = core.flight[core.next_id][1] or waits
+            if hold:
+                core.offered = False
+                core.changed = True
+            elif core.held:
+                core.since = self._tick
+            core.held = hold
+
+    def _raise_empty(self) -> None:
+        for index, core in enumerate(self._cores):
+            if core.context < 0:
+                continue
+            context = self._contexts[core.context]
+            if not context.due or context.queue or context.waiting:
+                continue
+            # A COMPLETION in this batch will make it go on; if not, EMPTY comes with the next.
+            if any(wake.kind == WakeKind.COMPLETION and wake.context == core.context for wake in self._wakes):
+                continue
+            context.due = False
+            self._wakes.append(Wake(WakeKind.EMPTY, index, core.context, 0, 0))
+
+    # ---- Steps
+
+    def _choose(self, until: int | None) -> tuple[int, list[int]]:
+        """The next tick at which an edge is executed, and the domains that execute one.
+
+        None, and a wake, when idle or past ``until``.
+        """
+        peek = self._backend.peek
+        quiet = peek("quiet")
+        ticks: list[int | None] = [None] * len(self._names)
+        idle = True
+        busy = [not quiet >> d & 1 for d in range(len(ticks))]
+        for core in self._cores:
+            busy[core.domain] |= core.offered and bool(peek(f"{core.port}_operation_ready"))
+        busy[self.manifest.wire_domain] |= bool(self._frames) and bool(peek("wire_ready"))
+        for d, must_run in enumerate(busy):
+            if must_run:
+                ticks[d] = self._first_tick(d)
+                idle = False
+            if quiet >> d & 1:
+                wake, foreground = self._wake_tick(d)
+                idle = idle and not foreground
+                if ticks[d] is None:
+                    ticks[d] = wake
+        if idle:
+            self._wakes.append(Wake(WakeKind.IDLE, -1, -1, 0, 0))
+            return 0, []
+        at = min(tick for tick in ticks if tick is not None)
+        if until is not None and at > until:
+            self._tick = max(self._tick, until)
+            self._wakes.append(Wake(WakeKind.LIMIT, -1, -1, 0, 0))
+            return 0, []
+        return at, [d for d, tick in enumerate(ticks) if tick == at]
+
+    def _wake_tick(self, d: int) -> tuple[int | None, bool]:
+        """When a quiet domain must execute an edge by itself, and whether a timer not in the background is armed."""
+        peek = self._backend.peek
+        armed = [timer for timer in self._timers[d] if peek(f"{timer.port}_armed")]
+        foreground = any(not timer.background for timer in armed)
+        first = self._first_tick(d)
+        if self._jump is Jump.OFF:
+            return first, foreground
+        deadlines = [peek(f"{timer.port}_deadline") for timer in armed]
+        tick = max(min(deadlines) * self._periods[d], first) if deadlines else None
+        if self._jump is Jump.RANDOM:
+            forced = self._forced_tick(d)
+            if forced is not None:
+                tick = forced if tick is None else min(tick, forced)
+        return tick, foreground
+
+    def _forced_tick(self, d: int) -> int | None:
+        """When a quiet domain executes an edge although it need not: drawn anew after each edge."""
+        forced = self._forced[d]
+        if forced is None:
+            r = self._random()
+            soon = self._first_tick(d) + (r >> 8 & 63) * self._periods[d]
+            forced = self._forced[d] = -1 if r & 1 else soon if r & 2 else 0
+        return None if forced < 0 else max(forced, self._first_tick(d))
+
+    async def _step(self, at: int, due: list[int]) -> None:
+        backend = self._backend
+        late = []
+        for d in due:
+            if at != self._next_tick[d]:
+                skipped = (at - self._next_tick[d]) // self._periods[d]
+                backend.poke(f"advance_{self._names[d]}", skipped - 1)
+                late.append(self._names[d])
+            self._next_tick[d] = at + self._periods[d]
+            self._forced[d] = None
+            self._executed[d] += 1
+        if late:
+            await backend.pulse([f"clk_{name}_time" for name in late], at)
+            for name in late:
+                backend.poke(f"advance_{name}", 0)
+
+        for d in due:
+            for word in self._probe_words[d]:
+                valid = backend.peek(word.port)
+                for number in range(word.first, word.first + word.count):
+                    if valid >> (number - word.first) & 1:
+                        fields = tuple(backend.peek(port) for port in self._payload_ports[number])
+                        self._log.append((at, number, fields))
+        for index, core in enumerate(self._cores):
+            if core.domain in due:
+                self._core_edge(index, core)
+        if self.manifest.wire_domain in due:
+            self._wire_edge()
+
+        await backend.pulse([f"clk_{self._names[d]}{suffix}" for d in due for suffix in ("", "_time")], at)
+        self._tick = at
+
+    def _core_edge(self, index: int, core: Core) -> None:
+        peek = self._backend.peek
+        if peek(f"{core.port}_issue"):
+            self._issue(core, peek(f"{core.port}_issue_id"))
+        if peek(f"{core.port}_completion_valid"):
+            self._completion(index, core)
+        interrupted = bool(peek(f"{core.port}_interrupt_taken"))
+        if interrupted:
+            self._interrupt(index, core)
+        self._hand_over(index, core, interrupted)
+
+    @staticmethod
+    def _issue(core: Core, number: int) -> None:
+        op, _ = core.flight[number]
+        assert op is not None, "the machine issued what it was not given"
+        core.issued.append(op.handle)
+        if number == (core.next_id - 1) % IDS:
+            core.last_issued = True
+        if op.kind == EXECUTE:
+            core.executing = op
+        if op.kind == HALT:
+            core.halted = op
+
+    def _completion(self, index: int, core: Core) -> None:
+        fields = self.manifest.completion.unpack(self._backend.peek(f"{core.port}_completion"))
+        op, is_open = core.flight[fields["id"]]
+        if op is None or not is_open:
+            return
+        core.flight[fields["id"]] = (op, False)
+        core.stale = True
+        self._complete[op.handle] = True
+        if op.notify:
+            raw = fields["data"].to_bytes(LINE_BYTES, "little")[: op.size]
+            self._finish(index, op, raw if op.size > 8 else int.from_bytes(raw, "little"))
+
+    def _finish(self, index: int, op: Operation, value: int | bytes) -> None:
+        if op.context in self._contexts:
+            self._contexts[op.context].waiting -= 1
+        self._wakes.append(Wake(WakeKind.COMPLETION, index, op.context, op.handle, value))
+
+    def _interrupt(self, index: int, core: Core) -> None:
+        taken = self.manifest.interrupt.unpack(self._backend.peek(f"{core.port}_interrupt"))
+        if core.halted is not None:
+            if core.halted.notify:
+                self._finish(index, core.halted, 0)
+            core.halted = None
+        if taken["squashed"] and not core.last_issued:
+            assert core.last is not None
+            core.flight[(core.next_id - 1) % IDS] = (None, False)
+            self._contexts[core.last.context].queue.appendleft(core.last)
+            core.last_issued = True
+        if taken["remaining"] and core.executing is not None:
+            whole, left = core.executing, taken["remaining"]
+            rest = Operation(whole.context, whole.handle, EXECUTE, cycles=left, uops=whole.uops * left // whole.cycles)
+            self._contexts[rest.context].queue.appendleft(rest)
+        core.executing = None
+        interrupted = core.context
+        self._leave(core)
+        core.offered = False
+        self._wakes.append(Wake(WakeKind.INTERRUPT, index, interrupted, taken["vector"], 0))
+
+    def _hand_over(self, index: int, core: Core, interrupted: bool) -> None:
+        backend = self._backend
+        op = self._front(core) if core.offered else None
+        if op is None:
+            if core.valid:
+                backend.poke(f"{core.port}_operation_valid", 0)
+            core.valid = False
+            return
+        if core.stale or not core.valid:
+            self._show(core, op)
+        if interrupted or not backend.peek(f"{core.port}_operation_ready"):
+            return
+        if self._record:
+            self._recorded.append(_row(op, max(op.not_before, core.since), index, core.after))
+        core.flight[core.next_id] = (op, op.kind in COMPLETING)
+        core.next_id = (core.next_id + 1) % IDS
+        core.offered = False
+        core.changed = True
+        core.last_issued = False
+        core.last = op
+        self._contexts[core.context].queue.popleft()
+
+    def _show(self, core: Core, op: Operation) -> None:
+        """Put an operation on the port. What completes at this very edge counts as complete."""
+        complete = op.after < 0 or self._complete[op.after]
+        core.after = -1 if complete else self._in_flight(core, op.after)
+        self._backend.poke(
+            f"{core.port}_operation_payload",
+            self.manifest.operation.pack(
+                kind=op.kind,
+                id=core.next_id,
+                address=op.address,
+                size=op.size,
+                data=int.from_bytes(op.data, "little"),
+                cycles=op.cycles,
+                uops=op.uops,
+                after_valid=core.after >= 0,
+                after=max(core.after, 0),
+            ),
+        )
+        if not core.valid:
+            self._backend.poke(f"{core.port}_operation_valid", 1)
+        core.valid = True
+        core.stale = False
+
+    def _wire_edge(self) -> None:
+        backend = self._backend
+        if not self._frames:
+            if self._wire_valid:
+                backend.poke("wire_valid", 0)
+            self._wire_valid = False
+            return
+        data, packet, start = self._frames[0]
+        beat = data[self._sent : self._sent + LINE_BYTES]
+        last = self._sent + len(beat) == len(data)
+        if self._wire_stale:
+            word = self.manifest.frame_beat.pack(
+                data=int.from_bytes(beat, "little"),
+                length=len(data),
+                first=self._sent == 0,
+                last=last,
+                packet=packet,
+                start=start,
+            )
+            backend.poke("wire_payload", word)
+            self._wire_stale = False
+        if not self._wire_valid:
+            backend.poke("wire_valid", 1)
+        self._wire_valid = True
+        if not backend.peek("wire_ready"):
+            return
+        self._wire_stale = True
+        self._sent += len(beat)
+        if last:
+            self._sent = 0
+            self._frames.popleft()
+
+
+def _data(value: int | bytes, size: int) -> bytes:
+    if isinstance(value, bytes):
+        if len(value) != size:
+            raise ValueError(f"data has {len(value)} bytes, size says {size}")
+        return value
+    if not isinstance(value, int):
+        raise ValueError("data must be an int or bytes")
+    if size > 8:
+        raise ValueError("data of more than 8 bytes must be bytes")
+    try:
+        return value.to_bytes(size, "little")
+    except OverflowError:
+        raise ValueError(f"data does not fit {size} bytes") from None
+
+
+def _row(op: Operation, not_before: int, core: int, after: int) -> tuple[Any, ...]:
+    """An operation as a row of ``OPERATION_DTYPE``."""
+    data = np.frombuffer(op.data.ljust(LINE_BYTES, b"\0"), "u1")
+    head = (not_before, op.handle, op.after, op.address, op.cycles, op.context, op.uops, op.kind, op.size)
+    return (*head, op.notify, core, after >= 0, max(after, 0), data)

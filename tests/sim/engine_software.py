@@ -1,0 +1,87 @@
+"""Software for ``engine_design``: random operations on both cores, an interrupt handler, frames on the wire."""
+
+import random
+import time
+
+from hw.bus.core import OperationKind as K
+from sim.engine.engine import WakeKind
+
+LIMIT = 40
+
+
+async def busy(engine, *, frames=4, batches=LIMIT, seed=1, dawdle=False, ticks=None):
+    """Keep both cores at work until each has been fed ``batches`` times; return what was seen."""
+    rng = random.Random(seed)
+    seen = []
+    home = {}
+    for core in (0, 1):
+        home[core] = engine.new_context()
+        engine.switch(core, home[core])
+    for number in range(frames):
+        data = rng.randbytes(rng.choice((1, 64, 65, 200)))
+        engine.push_frame(data, number + 1, 100 + 211 * number)
+    interrupted = {}
+    left = {0: batches, 1: batches}
+    last_load = {}
+
+    def feed(core, context):
+        for _ in range(rng.randrange(1, 4)):
+            address = rng.randrange(16) * 8
+            match rng.randrange(7):
+                case 0:
+                    engine.push(context, K.EXECUTE.value, cycles=rng.choice((1, 2, 30, 400)), uops=9)
+                case 1:
+                    engine.push(context, K.STORE.value, address=address, size=8, data=rng.getrandbits(64))
+                case 2:
+                    last_load[core] = engine.push(context, K.LOAD.value, address=address, size=8)
+                case 3:
+                    after = last_load.get(rng.randrange(2), -1)
+                    engine.push(context, K.EXECUTE.value, cycles=3, after=after)
+                case 4:
+                    engine.push(context, K.FENCE.value)
+                case 5:
+                    engine.push(context, K.STORE.value, address=address, size=4, data=b"abcd")
+                case 6:
+                    engine.push(context, K.LOAD.value, address=address, size=rng.choice((1, 8)), notify=True)
+
+    while any(left.values()):
+        until = None if ticks is None else engine.tick + ticks
+        wakes = await engine.run(until)
+        if dawdle:
+            time.sleep(rng.random() * 1e-4 if False else 1e-4)
+        for wake in wakes:
+            if wake.kind == WakeKind.LIMIT:
+                continue
+            seen.append((engine.tick, *wake))
+            if wake.kind == WakeKind.IDLE:
+                return seen
+            core = wake.core
+            if wake.kind == WakeKind.INTERRUPT:
+                handler = engine.new_context()
+                interrupted[handler] = wake.context
+                engine.push(handler, K.EXECUTE.value, cycles=25, uops=7)
+                engine.push(handler, K.LOAD.value, address=8 * (wake.value % 16), size=8)
+                engine.push(handler, K.IRET.value)
+                engine.switch(core, handler)
+            elif wake.kind == WakeKind.EMPTY and wake.context in interrupted:
+                back = interrupted.pop(wake.context)
+                engine.free_context(wake.context)
+                engine.switch(core, back)
+            elif wake.kind == WakeKind.EMPTY and left[core]:
+                left[core] -= 1
+                feed(core, wake.context)
+    return seen
+
+
+async def outcome(engine, **arguments):
+    """Run :func:`busy` and return everything that may not depend on the engine."""
+    seen = await busy(engine, **arguments)
+    return {
+        "sha256": engine.log_sha256(),
+        "seen": [list(map(int, row)) for row in seen],
+        "counters": engine.counters(),
+        "cycles": engine.cycles(),
+        "issued": [engine.issued(core).tolist() for core in (0, 1)],
+        "events": len(engine.log()),
+        "executed": engine.executed(),
+    }
