@@ -21,7 +21,8 @@ class Struct:
 
     Arguments:
         size: bytes of the whole, at least what the members take; default: that, rounded up to 8.
-        members: name and size in bytes, in order. Sizes 2, 4 and 8 are aligned to themselves, larger ones to 8.
+        members: name and size in bytes, in order. Sizes 2, 4 and 8 are aligned to
+            themselves, their multiples of 8 to 8, all others not at all.
 
     Each member is an attribute, a :class:`Field`.
 
@@ -33,7 +34,7 @@ class Struct:
         offset = 0
         self.fields: dict[str, Field] = {}
         for name, length in members.items():
-            alignment = length if length in (1, 2, 4, 8) else 8
+            alignment = length if length in (1, 2, 4, 8) else 1 if length % 8 else 8
             offset = (offset + alignment - 1) // alignment * alignment
             self.fields[name] = Field(offset, length)
             offset += length

@@ -113,7 +113,7 @@ class System:
             raise RuntimeError("the machine came to rest before the system was up")
 
     async def run(self, until: int | None = None) -> WakeKind | None:
-        """Run until :meth:`stop` has taken effect (None), to tick ``until`` (LIMIT), or to the end of all work (IDLE)."""
+        """Run until :meth:`stop` has taken effect (None), to tick ``until`` (LIMIT), or to the end of work (IDLE)."""
         return await self.dispatcher.run(until, self._at_rest)
 
     def stop(self) -> None:

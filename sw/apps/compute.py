@@ -35,24 +35,25 @@ class Compute:
 
     async def main(self, cpu: Cpu) -> None:
         """The program."""
-        cpu.current.registers = bytes(8 * _REGISTERS)
         seed = 1
+        cpu.current.registers = _registers(seed)
         while not cpu.kernel.stopping:
             seed = await compute_chunk(cpu, self, seed)
-        await compute_check(cpu, self)
+        await compute_check(cpu, self, seed)
 
-    def _registers(self, seed: int) -> bytes:
-        """The register file after a step."""
-        return b"".join((seed ^ i).to_bytes(8, "little") for i in range(_REGISTERS))
+
+def _registers(seed: int) -> bytes:
+    """The register file after a step."""
+    return seed.to_bytes(8, "little") * _REGISTERS
 
 
 @function()
 async def compute_chunk(cpu: Cpu, program: Compute, seed: int) -> int:
     """One chunk; the decorator's cost is the computing, an interrupt may cut it short."""
-    if program.chunks and cpu.current.registers != program._registers(seed):
+    if cpu.current.registers != _registers(seed):
         program.intact = False
     seed = (seed * _MULTIPLIER + _INCREMENT) & _WORD
-    cpu.current.registers = program._registers(seed)
+    cpu.current.registers = _registers(seed)
     word = program.array + program.chunks % program.lines * LINE
     value = await cpu.load(word, 8)
     cpu.store(word, (value + program.chunks) & _WORD, 8)
@@ -61,9 +62,9 @@ async def compute_chunk(cpu: Cpu, program: Compute, seed: int) -> int:
 
 
 @function()
-async def compute_check(cpu: Cpu, program: Compute) -> None:
-    """Whether every word of the array is the sum of what was added."""
-    intact = program.intact is not False
+async def compute_check(cpu: Cpu, program: Compute, seed: int) -> None:
+    """Whether the registers are as they were left and every word of the array is the sum of what was added."""
+    intact = program.intact is not False and cpu.current.registers == _registers(seed)
     for line in range(program.lines):
         expected = sum(range(line, program.chunks, program.lines)) & _WORD
         intact &= await cpu.load(program.array + line * LINE, 8) == expected

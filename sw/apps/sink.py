@@ -38,15 +38,19 @@ class Sink:
 
     async def main(self, cpu: Cpu) -> None:
         """The program."""
-        sock = await sys_socket(cpu, self.rcvbuf)
-        await sys_bind(cpu, sock, self.port)
-        await cpu.fence()  # the socket is in memory before anyone is told
-        cpu.note("bound", port=self.port)
-        await self._loop(cpu, sock)
-
-    async def _loop(self, cpu: Cpu, sock: int) -> None:
+        sock = await sink_start(cpu, self)
         while True:
             await sink_receive(cpu, self, sock)
+
+
+@function()
+async def sink_start(cpu: Cpu, sink: Sink) -> int:
+    """Make and bind the socket; it is in memory before anyone is told."""
+    sock = await sys_socket(cpu, sink.rcvbuf)
+    await sys_bind(cpu, sock, sink.port)
+    await cpu.fence()
+    cpu.note("bound", port=sink.port)
+    return sock
 
 
 @function()

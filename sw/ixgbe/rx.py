@@ -83,15 +83,22 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, bar0: int, wanted: i
 
 @function()
 async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, bar0: int, budget: int) -> int:
-    """Take up to ``budget`` packets from the ring to the network stack; returns how many."""
+    """Take up to ``budget`` packets from the ring to the network stack; returns how many.
+
+    ``budget`` is returned too when memory for new buffers was short, so that the poll is repeated: a card without
+    descriptors would not interrupt again.
+    """
     state = await cpu.load(ring.state, RX_RING.size)
     next_to_clean = RX_RING.next_to_clean.of(state)
     unused = (next_to_clean - RX_RING.next_to_use.of(state) - 1) % ring.count
     packets = 0
     total_bytes = 0
+    short = False
     while packets < budget:
         if unused >= IXGBE_RX_BUFFER_WRITE:
-            unused -= await ixgbe_alloc_rx_buffers(cpu, ring, bar0, unused)
+            given = await ixgbe_alloc_rx_buffers(cpu, ring, bar0, unused)
+            short = given < unused
+            unused -= given
         upper = await cpu.load(ring.descriptors + next_to_clean * DESCRIPTOR_BYTES + _UPPER, _UPPER)
         length = upper >> _LENGTH_SHIFT & _LENGTH_MASK
         if not length:
@@ -111,7 +118,7 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, bar0: int, budget: int) 
     if packets:
         cpu.put(ring.state, RX_RING.packets, RX_RING.packets.of(state) + packets)
         cpu.put(ring.state, RX_RING.bytes, RX_RING.bytes.of(state) + total_bytes)
-    return packets
+    return budget if short else packets
 
 
 async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, length: int) -> int:

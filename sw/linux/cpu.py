@@ -33,9 +33,7 @@ HARDIRQ_OFFSET = 1 << 16
 NET_RX_SOFTIRQ = 3
 
 #: Per-CPU variables; the second line is ``softnet_data``.
-PERCPU = Struct(
-    2 * LINE, preempt_count=4, softirq_pending=4, need_resched=4, pad=52, poll_list_next=8, poll_list_prev=8
-)
+PERCPU = Struct(2 * LINE, preempt_count=4, softirq_pending=4, need_resched=4, pad=52, poll_list=16)
 
 
 class KernelContext(Context):

@@ -7,8 +7,8 @@ so a task runs until it sleeps, yields or a better one wakes. A task stays on th
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sw.core import LINE, Mode, function
-from sw.linux.cpu import Cpu, KernelContext, local_irq_restore, local_irq_save
+from sw.core import LINE, Context, Mode, function
+from sw.linux.cpu import Cpu, local_irq_restore, local_irq_save
 from sw.linux.list import init_list_head, list_add_tail, list_del
 from sw.structs import Struct
 
@@ -74,7 +74,20 @@ class Task:
         self.stack_pointer = stack + STACK_BYTES
         self.cpu = cpu
         self.priority = priority
-        self.context: KernelContext = cpu.new_context(_task_entry(cpu, main), mode)  # type: ignore[assignment]
+        self._main = main
+        self._mode = mode
+        self._context: Context | None = None
+
+    @property
+    def context(self) -> Context:
+        """Where the task goes on: its program's context, or that of the interrupt in which it was preempted."""
+        if self._context is None:
+            self._context = self.cpu.new_context(_task_entry(self.cpu, self._main), self._mode)
+        return self._context
+
+    @context.setter
+    def context(self, context: Context) -> None:
+        self._context = context
 
 
 async def _task_entry(cpu: Cpu, main: Callable[[Cpu], Coroutine[Any, Any, None]]) -> None:

@@ -2,7 +2,7 @@
 
 from sw.core import LINE, function
 from sw.linux.cpu import Cpu, local_irq_restore, local_irq_save
-from sw.linux.list import list_add_tail, list_del, list_first
+from sw.linux.list import init_list_head, list_add_tail, list_del, list_first
 from sw.linux.sched import TASK_INTERRUPTIBLE, TASK_RUNNING, schedule, set_current_state, try_to_wake_up
 from sw.structs import Struct
 
@@ -17,7 +17,7 @@ SOCK = Struct(
     hash_next=8,
     port=2,
     rcvbuf=4,
-    pad=40,
+    pad=48,
     receive_queue=16,
     wait_queue=16,
     rmem_alloc=4,
@@ -43,14 +43,18 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
         await schedule(cpu)
     set_current_state(cpu, TASK_RUNNING)
     enabled = local_irq_save(cpu)
-    await list_del(cpu, entry)
+    if await list_first(cpu, entry):
+        await list_del(cpu, entry)
     local_irq_restore(cpu, enabled)
     task.stack_pointer += _WAIT_QUEUE_ENTRY.size
 
 
 @function()
 async def sock_def_readable(cpu: Cpu, sock: int) -> None:
-    """Wake the first reader that sleeps, if any."""
+    """Wake the first reader that sleeps, if any, and take it off the wait queue (``autoremove_wake_function``)."""
     entry = await list_first(cpu, sock + SOCK.wait_queue.offset)
-    if entry:
-        await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task))
+    if entry and await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task)):
+        enabled = local_irq_save(cpu)
+        await list_del(cpu, entry)
+        init_list_head(cpu, entry)
+        local_irq_restore(cpu, enabled)

@@ -1,0 +1,328 @@
+"""A stand-in for the hardware: operations in order, one cycle each, and an 82599 that takes no time.
+
+It keeps the contract of ``sw.port.CorePort``; one tick is one core cycle. Frames arrive at given ticks.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE
+from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
+from hw.nic.registers import MSIX_ENTRY_BYTES, REG, REGISTERS
+from sw.port import OperationKind, Wake, WakeKind
+
+EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IRET = (
+    kind.value for kind in OperationKind
+)
+
+#: Ticks of one unit of EITR; the real one is 2.048 us.
+EITR_UNIT_TICKS = 6144
+BROADCAST = b"\xff" * 6
+FCS_BYTES = 4
+
+
+class FunctionalNic:
+    """One receive queue, one vector; writes to memory at once. Frames come without FCS."""
+
+    def __init__(self, machine: "FunctionalMachine"):
+        self.machine = machine
+        self.registers = {r.offset(i): r.reset_value(i) for r in REGISTERS.values() for i in range(r.count)}
+        self.msix = bytearray(BAR3_BYTES)
+        self.causes = 0
+        self.mask = 0
+        self.not_before = 0  #: tick of the next message that moderation allows
+        self.filtered = 0
+        self.no_descriptor: list[int] = []  #: frames dropped for want of a descriptor
+        self.written_back: list[int] = []  #: frames in the order of their write-back
+        self.checksum_status: Callable[[bytes], dict[str, int]] | None = None  #: more fields of the write-back
+        self.broken: set[str] = set()  #: registers that ignore writes and read as zero
+
+    def get(self, register, index: int = 0) -> int:
+        return self.registers[register.offset(index)]
+
+    def read(self, offset: int) -> int:
+        if any(offset == REGISTERS[name].offset() for name in self.broken):
+            return 0
+        if offset == REG.EICR.offset():
+            causes, self.causes = self.causes, self.causes & ~(0x3FFF_0000 if self.get(REG.GPIE) & 32 else 0xFFFF_FFFF)
+            return causes
+        if offset == REG.LINKS.offset():
+            return REG.LINKS.UP.mask | REG.LINKS.SPEED.put(3)
+        if offset in (REG.EIMS.offset(), REG.EIMC.offset()):
+            return self.mask
+        return self.registers.get(offset, 0)
+
+    def write(self, offset: int, value: int) -> None:
+        if any(offset == REGISTERS[name].offset() for name in self.broken):
+            return
+        if offset == REG.CTRL.offset() and value & REG.CTRL.RST.mask:
+            machine, broken, more = self.machine, self.broken, self.checksum_status
+            self.__init__(machine)  # type: ignore[misc]
+            self.broken, self.checksum_status = broken, more
+        elif offset == REG.EIMS.offset():
+            self.mask |= value
+        elif offset == REG.EIMC.offset():
+            self.mask &= ~value
+        elif offset == REG.EICS.offset():
+            self.causes |= value
+        else:
+            if offset == REG.RDT.offset():
+                assert value < self.ring_size, f"RDT = {value} outside a ring of {self.ring_size}"
+            self.registers[offset] = value
+
+    @property
+    def ring_size(self) -> int:
+        return self.get(REG.RDLEN) // DESCRIPTOR_BYTES
+
+    def accepts(self, frame: bytes) -> bool:
+        control = self.get(REG.FCTRL)
+        station = self.get(REG.RAL).to_bytes(4, "little") + (self.get(REG.RAH) & 0xFFFF).to_bytes(2, "little")
+        destination = frame[:6]
+        if not self.get(REG.RXCTRL) & REG.RXCTRL.RXEN.mask or len(frame) + FCS_BYTES > self.get(REG.MAXFRS) >> 16:
+            return False
+        if destination == BROADCAST:
+            return bool(control & REG.FCTRL.BAM.mask)
+        if destination[0] & 1:
+            return bool(control & REG.FCTRL.MPE.mask)
+        return destination == station or bool(control & REG.FCTRL.UPE.mask)
+
+    def receive(self, number: int, frame: bytes, split: int = 0) -> None:
+        """A frame has arrived; with ``split`` it is cut into buffers of so many bytes."""
+        if not self.accepts(frame):
+            self.filtered += 1
+            return
+        pieces = [frame[i : i + split] for i in range(0, len(frame), split)] if split else [frame]
+        memory = self.machine.memory
+        ring = self.get(REG.RDBAL) | self.get(REG.RDBAH) << 32
+        head = self.get(REG.RDH)
+        if (self.get(REG.RDT) - head) % self.ring_size < len(pieces):
+            self.no_descriptor.append(number)
+            return
+        for piece in pieces:
+            address = ring + head * DESCRIPTOR_BYTES
+            buffer = RX_READ.get(memory[address : address + DESCRIPTOR_BYTES], "packet_address")
+            assert RX_READ.get(memory[address : address + DESCRIPTOR_BYTES], "header_address") == 0, "DD is set"
+            memory[buffer : buffer + len(piece)] = piece
+            more = self.checksum_status(frame) if self.checksum_status else {}
+            eop = int(piece is pieces[-1])
+            done = RX_WRITE_BACK.pack({"dd": 1, "eop": eop, "length": len(piece), **more})
+            memory[address : address + DESCRIPTOR_BYTES] = done
+            head = (head + 1) % self.ring_size
+        self.written_back.append(number)
+        self.registers[REG.RDH.offset()] = head
+        if self.get(REG.IVAR) & REG.IVAR.RX_EVEN_VALID.mask:
+            self.causes |= 1 << REG.IVAR.RX_EVEN.get(self.get(REG.IVAR))
+
+    def pending(self) -> bool:
+        """Whether a message waits to be sent."""
+        return bool(self.causes & self.mask and self.get(REG.GPIE) & REG.GPIE.MSIX_MODE.mask)
+
+    def message(self, now: int) -> None:
+        """Send the interrupt message if one is due."""
+        if not self.pending() or now < self.not_before:
+            return
+        vector = (self.causes & self.mask & -(self.causes & self.mask)).bit_length() - 1
+        cause = 1 << vector
+        entry = self.msix[vector * MSIX_ENTRY_BYTES :][:MSIX_ENTRY_BYTES]
+        if entry[12] & 1:
+            return
+        self.causes &= ~(cause & self.get(REG.EIAC))
+        if self.get(REG.GPIE) & REG.GPIE.EIAME.mask:
+            self.mask &= ~self.get(REG.EIAM)
+        address = int.from_bytes(entry[:4], "little")
+        assert address & 0xFFF0_0000 == MSI_BASE
+        self.not_before = now + EITR_UNIT_TICKS * REG.EITR.INTERVAL.get(self.get(REG.EITR))
+        self.machine.cores[address >> 12 & 0xFF].pending.append(entry[8])
+
+
+class _Core:
+    def __init__(self):
+        self.context = -1
+        self.time = 0
+        self.enabled = True
+        self.waits_for_switch = False
+        self.pending: deque[int] = deque()
+        self.told_empty = False
+
+
+class _Context:
+    def __init__(self):
+        self.queue: deque[list] = deque()  #: [handle, kind, address, size, data, cycles, notify]
+
+
+class FunctionalMachine:
+    """The double: ``memory``, ``nic`` and the methods of ``CorePort``."""
+
+    def __init__(self, cores: int = 2, dram_bytes: int = 4 << 20):
+        self.memory = bytearray(dram_bytes)
+        self.cores = [_Core() for _ in range(cores)]
+        self.nic = FunctionalNic(self)
+        self.frames: list[tuple[int, int, bytes, int]] = []
+        self.sent = 0
+        self.operations = 0
+        self.now = 0
+        self.mmio_hook: Callable[[int, int, int], None] | None = None  #: called before an MMIO write takes effect
+        self._contexts: dict[int, _Context] = {}
+        self._free: set[int] = set()
+        self._next_context = 0
+
+    # What a test does
+
+    def send(self, frame: bytes, tick: int, split: int = 0) -> int:
+        """Let ``frame`` arrive at ``tick``; returns its number, from 0."""
+        number = self.sent
+        self.sent += 1
+        heapq.heappush(self.frames, (tick, number, frame, split))
+        return number
+
+    # CorePort
+
+    @property
+    def tick(self) -> int:
+        return self.now
+
+    def new_context(self) -> int:
+        self._next_context += 1
+        self._contexts[self._next_context] = _Context()
+        return self._next_context
+
+    def free_context(self, context: int) -> None:
+        assert not self._contexts.pop(context).queue, "a context was freed with operations in its queue"
+
+    def switch(self, core: int, context: int) -> None:
+        assert context in self._contexts
+        assert all(c.context != context for c in self.cores if c is not self.cores[core])
+        self.cores[core].context = context
+        self.cores[core].waits_for_switch = False
+        self.cores[core].told_empty = False
+
+    def push(
+        self,
+        context: int,
+        kind: int,
+        address: int = 0,
+        size: int = 0,
+        data: int | bytes = 0,
+        cycles: int = 0,
+        uops: int = 0,
+        after: int = -1,
+        notify: bool = False,
+    ) -> int:
+        handle = self.operations
+        self.operations += 1
+        if kind in (LOAD, STORE):
+            assert 1 <= size <= 64 and address % 64 + size <= 64, f"{size} bytes at {address:#x} cross a line"
+            assert 0 < address and address + size <= len(self.memory), f"address {address:#x} is outside memory"
+        if kind == STORE and isinstance(data, bytes):
+            assert len(data) == size
+        if kind == EXECUTE:
+            assert cycles >= 1 and 0 <= uops < 1 << 16
+        assert not notify or kind in (LOAD, MMIO_READ, FENCE, HALT)
+        self._contexts[context].queue.append([handle, kind, address, size, data, cycles, notify])
+        for core in self.cores:
+            if core.context == context:
+                core.told_empty = False
+        return handle
+
+    async def run(self, until: int | None = None) -> Sequence[Wake]:
+        wakes: list[Wake] = []
+        while not wakes:
+            for index, core in enumerate(self.cores):
+                if core.context < 0 or core.waits_for_switch or core.told_empty:
+                    continue
+                if not self._contexts[core.context].queue:
+                    core.told_empty = True
+                    wakes.append(Wake(WakeKind.EMPTY, index, core.context, 0, 0))
+            if wakes:
+                break
+            core = min((c for c in self.cores if self._can_run(c)), key=lambda c: c.time, default=None)
+            arrival = self.frames[0][0] if self.frames else None
+            moderated = self.nic.not_before if self.nic.pending() else None
+            event = min((t for t in (arrival, moderated) if t is not None), default=None)
+            if core is None and event is None:
+                return [Wake(WakeKind.IDLE, -1, -1, 0, 0)]
+            time = core.time if core is not None else max(event, self.now)
+            if until is not None and time >= until and (event is None or event >= until):
+                self.now = until
+                return [Wake(WakeKind.LIMIT, -1, -1, 0, 0)]
+            if event is not None and event <= time:
+                self.now = max(self.now, event)
+                self._device(self.now)
+                continue
+            self.now = max(self.now, core.time)
+            self._step(core, event, wakes)
+        return wakes
+
+    def _can_run(self, core: _Core) -> bool:
+        if core.context < 0 or core.waits_for_switch:
+            return False
+        queue = self._contexts[core.context].queue
+        if core.pending and core.enabled:
+            return True
+        return bool(queue) and queue[0][1] != HALT
+
+    def _device(self, now: int) -> None:
+        while self.frames and self.frames[0][0] <= now:
+            _, number, frame, split = heapq.heappop(self.frames)
+            self.nic.receive(number, frame, split)
+        self.nic.message(now)
+        for core in self.cores:
+            if core.pending and core.time < now:
+                queue = self._contexts[core.context].queue if core.context >= 0 else None
+                if queue and queue[0][1] == HALT:
+                    core.time = now
+
+    def _step(self, core: _Core, event: int | None, wakes: list[Wake]) -> None:
+        index = self.cores.index(core)
+        queue = self._contexts[core.context].queue
+        if core.pending and core.enabled:
+            if queue and queue[0][1] == HALT:
+                halt = queue.popleft()
+                if halt[6]:
+                    wakes.append(Wake(WakeKind.COMPLETION, index, core.context, halt[0], 0))
+            core.enabled = False
+            core.waits_for_switch = True
+            wakes.append(Wake(WakeKind.INTERRUPT, index, core.context, core.pending.popleft(), 0))
+            return
+        operation = queue[0]
+        handle, kind, address, size, data, cycles, notify = operation
+        if kind == EXECUTE:
+            # Cut short where a frame or a message may bring an interrupt.
+            spent = cycles if event is None else max(1, min(cycles, event - core.time))
+            core.time += spent
+            operation[5] -= spent
+            if operation[5]:
+                return
+            queue.popleft()
+            return
+        queue.popleft()
+        core.time += 1
+        result: int | bytes = 0
+        if kind == LOAD:
+            raw = bytes(self.memory[address : address + size])
+            result = int.from_bytes(raw, "little") if size <= 8 else raw
+        elif kind == STORE:
+            raw = data if isinstance(data, bytes) else data.to_bytes(size, "little")
+            self.memory[address : address + size] = raw
+        elif kind == MMIO_READ:
+            assert BAR0_BASE <= address < BAR0_BASE + BAR0_BYTES
+            result = self.nic.read(address - BAR0_BASE)
+        elif kind == MMIO_WRITE:
+            self._mmio_write(address, data)
+        elif kind == CLI:
+            core.enabled = False
+        elif kind in (STI, IRET):
+            core.enabled = True
+        if notify:
+            wakes.append(Wake(WakeKind.COMPLETION, index, core.context, handle, result))
+
+    def _mmio_write(self, address: int, data: int) -> None:
+        if BAR3_BASE <= address < BAR3_BASE + BAR3_BYTES:
+            self.nic.msix[address - BAR3_BASE : address - BAR3_BASE + 4] = data.to_bytes(4, "little")
+            return
+        assert BAR0_BASE <= address < BAR0_BASE + BAR0_BYTES
+        if self.mmio_hook:
+            self.mmio_hook(address - BAR0_BASE, data, self.now)
+        self.nic.write(address - BAR0_BASE, data)
+        self._device(self.now)
