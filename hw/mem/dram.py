@@ -61,6 +61,9 @@ class DramController(wiring.Component):
         self.data = DramData(config)
         self.queue = DramQueue(config, self.data.slot_width)
         self.refresh_timer = Timer("dram", background=True)
+        self.command_timer = Timer("dram")
+        self._held_writes = Signal(range(config.queue + 1))
+        self._draining = Signal()
 
         self.issued = Probe("dram", "a command on the DRAM's bus", command=DramCommand, bank=6, row=32)
         self.reads = Counter("dram", "RD commands")
@@ -92,7 +95,7 @@ class DramController(wiring.Component):
         ]
         accept = self._elaborate_acceptance(m)
         refresh_due = self._elaborate_refresh(m, issue, command)
-        eligible, serve_writes, draining = self._elaborate_eligible(m, accept, burst)
+        eligible, serve_writes = self._elaborate_eligible(m, accept, burst)
 
         # Oldest request with its row open, else the oldest that needs ACT or PRE
         columns, rows = Signal(self.config.queue), Signal(self.config.queue)
@@ -141,7 +144,8 @@ class DramController(wiring.Component):
         ]
         wiring.connect(m, data.response, wiring.flipped(self.port.response))
 
-        m.d.comb += self.quiet.eq(~accept & ~queue.valid[0] & ~refresh_due & ~draining & data.quiet)
+        waits = self._elaborate_wait(m)
+        m.d.comb += self.quiet.eq((~queue.valid[0] | waits) & ~accept & ~refresh_due & ~self._draining & data.quiet)
         self._elaborate_observation(m, issue, command, bank, burst)
         return m
 
@@ -177,12 +181,30 @@ class DramController(wiring.Component):
             m.d.dram += refresh_at.eq(refresh_at + self.config.tREFI)
         return due
 
-    def _elaborate_eligible(self, m: Module, accept: Signal, burst: Signal) -> tuple[Signal, Signal, Signal]:
+    def _elaborate_wait(self, m: Module) -> Signal:
+        """When there is one request and it waits for a constraint, the edge at which its next command is allowed."""
+        timing, queue, timer = self.timing, self.queue, self.command_timer
+        waits = Signal()
+        m.d.comb += [
+            timing.wanted_bank.eq(queue.bank[0]),
+            timer.armed.eq(queue.valid[0] & ~queue.valid[1]),
+            timer.deadline.eq(timing.allowed_at),
+            waits.eq(timer.armed & (self.now < timer.deadline) & self.data.can_issue),
+        ]
+        with m.If(~timing.open.bit_select(queue.bank[0], 1)):
+            m.d.comb += timing.wanted.eq(DramCommand.ACT)
+        with m.Elif(~queue.hit[0]):
+            m.d.comb += timing.wanted.eq(DramCommand.PRE)
+        with m.Else():
+            m.d.comb += timing.wanted.eq(Mux(queue.write[0], DramCommand.WR, DramCommand.RD))
+        return waits
+
+    def _elaborate_eligible(self, m: Module, accept: Signal, burst: Signal) -> tuple[Signal, Signal]:
         """Which requests may be served now: all of one kind, or the oldest alone."""
         queue, size = self.queue, self.config.queue
 
         # Writes held, and whether enough of them wait to go before reads
-        held, draining = Signal(range(size + 1)), Signal()
+        held, draining = self._held_writes, self._draining
         more = accept & (self.port.request.payload.op == MemoryOp.WRITE)
         less = burst & queue.write.bit_select(queue.pick, 1)
         with m.If(more & ~less):
@@ -208,8 +230,8 @@ class DramController(wiring.Component):
             eligible.eq(Mux(serve_writes, writes, reads)),
         ]
         with m.If(starving):
-            m.d.comb += [serve_writes.eq(queue.write[0]), eligible.eq(1)]
-        return eligible, serve_writes, draining
+            m.d.comb += [serve_writes.eq(queue.write[0]), eligible.eq(queue.valid[0])]
+        return eligible, serve_writes
 
     def _elaborate_observation(self, m: Module, issue: Signal, command: Signal, bank: Signal, burst: Signal) -> None:
         """Probe and counters."""

@@ -66,12 +66,13 @@ class DramQueue(wiring.Component):
                 "serves": In(1),
             }
         )
+        self._entries = [Signal(self.layout, name=f"entry{index}") for index in range(size)]
 
     def elaborate(self, platform):
         """Elaborate: the requests themselves, then the vectors beside them."""
         m = Module()
         size = self.config.queue
-        entries = [Signal(self.layout, name=f"entry{index}") for index in range(size)]
+        entries = self._entries
         opened, closed = Signal(size), Signal(size)
         new = self.request.payload
 

@@ -1,6 +1,6 @@
 """What the DRAM's rules allow: open rows and the earliest edge of every command."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -55,39 +55,91 @@ class DramTiming(wiring.Component):
         open: banks with an open row.
         can_activate, can_precharge, can_read, can_write: banks that may get that command at this edge.
         can_refresh: all banks are closed and have been for tRP.
+        wanted, wanted_bank: a command (not REF) that the state of its bank admits; ``allowed_at`` is the first edge
+            at which it may be issued.
     """
 
     def __init__(self, config: DramConfig):
         self.config = config
         banks = config.banks
+        bank_width = exact_log2(banks)
         super().__init__(
             {
                 "now": In(NOW_WIDTH),
                 "issue": In(1),
                 "command": In(DramCommand),
-                "bank": In(exact_log2(banks)),
+                "bank": In(bank_width),
                 "open": Out(banks),
                 "can_activate": Out(banks),
                 "can_precharge": Out(banks),
                 "can_read": Out(banks),
                 "can_write": Out(banks),
                 "can_refresh": Out(1),
+                "wanted": In(DramCommand),
+                "wanted_bank": In(bank_width),
+                "allowed_at": Out(NOW_WIDTH),
             }
         )
 
+        def deadlines(name: str, count: int) -> list[Signal]:
+            return [Signal(NOW_WIDTH, name=f"{name}{index}") for index in range(count)]
+
+        # Of each bank: the end of tRCD or tRP, whichever its last ACT or PRE began, and of tRAS, tRTP and tWR
+        self._ready_at = deadlines("ready_at", banks)
+        self._recovered_at = deadlines("recovered_at", banks)
+        # Of each group, after a command to the same group (the _L constraints)
+        groups = config.bank_groups
+        kinds = {DramCommand.ACT: "activate", DramCommand.RD: "read", DramCommand.WR: "write"}
+        self._group_at = {kind: deadlines(f"group_{name}_at", groups) for kind, name in kinds.items()}
+        # Of the rank, after a command to any group (the _S constraints and the turn of the data bus)
+        self._rank_at = {kind: Signal(NOW_WIDTH, name=f"rank_{name}_at") for kind, name in kinds.items()}
+        # Of the rank, for ACT: the end of tRFC, and of tFAW after each of the last four, the oldest first
+        self._refreshed_at = Signal(NOW_WIDTH)
+        self._four_activates_at = deadlines("four_activates_at", 4)
+
     def elaborate(self, platform):
-        """Elaborate: deadlines of each bank, of each bank group, and of the rank."""
+        """Elaborate: what each command delays, then what may be issued now, then when what is wanted may be."""
         m = Module()
-        ready, recovered = self._elaborate_banks(m)
-        activate, read, write = self._elaborate_groups(m)
+        self._elaborate_banks(m)
+        self._elaborate_groups(m)
+        self._elaborate_rank(m)
+
+        ready, recovered = Signal(self.config.banks), Signal(self.config.banks)
         m.d.comb += [
-            self.can_activate.eq(~self.open & ready & activate),
+            ready.eq(self._reached(self._ready_at)),
+            recovered.eq(self._reached(self._recovered_at)),
+            self.can_activate.eq(~self.open & ready & self._admitted(DramCommand.ACT)),
             self.can_precharge.eq(self.open & recovered),
-            self.can_read.eq(self.open & ready & read),
-            self.can_write.eq(self.open & ready & write),
+            self.can_read.eq(self.open & ready & self._admitted(DramCommand.RD)),
+            self.can_write.eq(self.open & ready & self._admitted(DramCommand.WR)),
             self.can_refresh.eq(~self.open.any() & ready.all()),
         ]
+
+        ready_at = Signal(NOW_WIDTH)
+        m.d.comb += ready_at.eq(Array(self._ready_at)[self.wanted_bank])
+        with m.Switch(self.wanted):
+            with m.Case(DramCommand.PRE):
+                m.d.comb += self.allowed_at.eq(Array(self._recovered_at)[self.wanted_bank])
+            for kind, group_at in self._group_at.items():
+                with m.Case(kind):
+                    own_group_at = Array(group_at)[self._group(self.wanted_bank)]
+                    m.d.comb += self.allowed_at.eq(_latest(m, ready_at, own_group_at, *self._rank_deadlines(kind)))
         return m
+
+    def _group(self, bank: Signal) -> Value:
+        return bank[: exact_log2(self.config.bank_groups)]
+
+    def _rank_deadlines(self, kind: DramCommand) -> list[Signal]:
+        extra = [self._refreshed_at, self._four_activates_at[0]] if kind == DramCommand.ACT else []
+        return [self._rank_at[kind], *extra]
+
+    def _reached(self, deadlines: list[Signal]) -> Cat:
+        return Cat(self.now >= deadline for deadline in deadlines)
+
+    def _admitted(self, kind: DramCommand) -> Value:
+        """Banks that the other banks let have this command. The groups, low in a bank's number, repeat."""
+        of_groups = self._reached(self._group_at[kind]).replicate(self.config.banks_per_group)
+        return Mux(self._reached(self._rank_deadlines(kind)).all(), of_groups, 0)
 
     def _after(self, m: Module, name: str, cycles: int) -> Signal:
         """The edge ``cycles`` after this one, computed once for all who need it."""
@@ -95,97 +147,73 @@ class DramTiming(wiring.Component):
         m.d.comb += edge.eq(self.now + cycles)
         return edge
 
-    def _reached(self, deadlines: list[Signal]) -> Cat:
-        return Cat(self.now >= deadline for deadline in deadlines)
-
-    def _elaborate_banks(self, m: Module) -> tuple[Signal, Signal]:
-        """For each bank: past tRCD or tRP, whichever its last ACT or PRE began; and past tRAS, tRTP and tWR."""
+    def _elaborate_banks(self, m: Module) -> None:
         config = self.config
-        ready_at = [Signal(NOW_WIDTH, name=f"ready_at{i}") for i in range(config.banks)]
-        recovered_at = [Signal(NOW_WIDTH, name=f"recovered_at{i}") for i in range(config.banks)]
         after_tRCD = self._after(m, "tRCD", config.tRCD)
         after_tRAS = self._after(m, "tRAS", config.tRAS)
         after_tRP = self._after(m, "tRP", config.tRP)
         after_tRTP = self._after(m, "tRTP", config.tRTP)
         after_tWR = self._after(m, "tWR", config.CWL + config.BURST + config.tWR)
-        for index in range(config.banks):
+        for index, (ready_at, recovered_at) in enumerate(zip(self._ready_at, self._recovered_at, strict=True)):
             with m.If(self.issue & (self.bank == index)):
                 with m.Switch(self.command):
                     with m.Case(DramCommand.ACT):
                         m.d.dram += self.open[index].eq(1)
-                        m.d.dram += ready_at[index].eq(after_tRCD)
-                        m.d.dram += recovered_at[index].eq(after_tRAS)
+                        m.d.dram += ready_at.eq(after_tRCD)
+                        m.d.dram += recovered_at.eq(after_tRAS)
                     with m.Case(DramCommand.PRE):
                         m.d.dram += self.open[index].eq(0)
-                        m.d.dram += ready_at[index].eq(after_tRP)
+                        m.d.dram += ready_at.eq(after_tRP)
                     with m.Case(DramCommand.RD):
-                        with m.If(recovered_at[index] < after_tRTP):
-                            m.d.dram += recovered_at[index].eq(after_tRTP)
+                        with m.If(recovered_at < after_tRTP):
+                            m.d.dram += recovered_at.eq(after_tRTP)
                     with m.Case(DramCommand.WR):
-                        with m.If(recovered_at[index] < after_tWR):
-                            m.d.dram += recovered_at[index].eq(after_tWR)
-        ready = Signal(config.banks)
-        recovered = Signal(config.banks)
-        m.d.comb += ready.eq(self._reached(ready_at))
-        m.d.comb += recovered.eq(self._reached(recovered_at))
-        return ready, recovered
+                        with m.If(recovered_at < after_tWR):
+                            m.d.dram += recovered_at.eq(after_tWR)
 
-    def _elaborate_groups(self, m: Module) -> tuple[Cat, Cat, Cat]:
-        """Which banks may, as far as others are concerned, be activated, read and written."""
+    def _elaborate_groups(self, m: Module) -> None:
+        # No maximum is needed here nor for the rank: a command is issued only past the deadline of its kind, and the
+        # deadlines it sets lie beyond those.
         config = self.config
-        groups = config.bank_groups
-        group = self.bank[: exact_log2(groups)]
-
-        # Same group (the _L constraints): one deadline per group. None of these needs a maximum: a command is
-        # issued only past the deadline of its kind, and each new deadline lies beyond.
-        activate_at = [Signal(NOW_WIDTH, name=f"activate_at{i}") for i in range(groups)]
-        read_at = [Signal(NOW_WIDTH, name=f"read_at{i}") for i in range(groups)]
-        write_at = [Signal(NOW_WIDTH, name=f"write_at{i}") for i in range(groups)]
         after_tRRD_L = self._after(m, "tRRD_L", config.tRRD_L)
         after_tCCD_L = self._after(m, "tCCD_L", config.tCCD_L)
         after_tWTR_L = self._after(m, "tWTR_L", config.CWL + config.BURST + config.tWTR_L)
-        for index in range(groups):
-            with m.If(self.issue & (group == index)):
+        for index in range(config.bank_groups):
+            activate_at, read_at, write_at = (deadlines[index] for deadlines in self._group_at.values())
+            with m.If(self.issue & (self._group(self.bank) == index)):
                 with m.Switch(self.command):
                     with m.Case(DramCommand.ACT):
-                        m.d.dram += activate_at[index].eq(after_tRRD_L)
+                        m.d.dram += activate_at.eq(after_tRRD_L)
                     with m.Case(DramCommand.RD):
-                        m.d.dram += read_at[index].eq(after_tCCD_L)
+                        m.d.dram += read_at.eq(after_tCCD_L)
                     with m.Case(DramCommand.WR):
-                        m.d.dram += write_at[index].eq(after_tCCD_L)
-                        m.d.dram += read_at[index].eq(after_tWTR_L)
+                        m.d.dram += write_at.eq(after_tCCD_L)
+                        m.d.dram += read_at.eq(after_tWTR_L)
 
-        # Any group (the _S constraints), four activations in tFAW, refresh, and the turn of the data bus
-        any_activate_at = Signal(NOW_WIDTH)
-        any_read_at = Signal(NOW_WIDTH)
-        any_write_at = Signal(NOW_WIDTH)
-        refreshed_at = Signal(NOW_WIDTH)
-        four_activates_at = [Signal(NOW_WIDTH, name=f"four_activates_at{i}") for i in range(4)]
+    def _elaborate_rank(self, m: Module) -> None:
+        config = self.config
+        activate_at, read_at, write_at = self._rank_at.values()
         turn = max(config.CL + config.BURST + 2 - config.CWL, config.tCCD_L)
         with m.If(self.issue):
             with m.Switch(self.command):
                 with m.Case(DramCommand.ACT):
-                    m.d.dram += any_activate_at.eq(self.now + config.tRRD_S)
-                    for older, newer in zip(
-                        four_activates_at, [*four_activates_at[1:], self.now + config.tFAW], strict=True
-                    ):
-                        m.d.dram += older.eq(newer)
+                    m.d.dram += activate_at.eq(self.now + config.tRRD_S)
+                    newer = [*self._four_activates_at[1:], self.now + config.tFAW]
+                    m.d.dram += [at.eq(next_at) for at, next_at in zip(self._four_activates_at, newer, strict=True)]
                 with m.Case(DramCommand.RD):
-                    m.d.dram += any_read_at.eq(self.now + config.tCCD_S)
-                    m.d.dram += any_write_at.eq(self.now + turn)
+                    m.d.dram += read_at.eq(self.now + config.tCCD_S)
+                    m.d.dram += write_at.eq(self.now + turn)
                 with m.Case(DramCommand.WR):
-                    m.d.dram += any_write_at.eq(self.now + config.tCCD_S)
-                    m.d.dram += any_read_at.eq(self.now + config.CWL + config.BURST + config.tWTR_S)
+                    m.d.dram += write_at.eq(self.now + config.tCCD_S)
+                    m.d.dram += read_at.eq(self.now + config.CWL + config.BURST + config.tWTR_S)
                 with m.Case(DramCommand.REF):
-                    m.d.dram += refreshed_at.eq(self.now + config.tRFC)
-        may_activate = self._reached([any_activate_at, refreshed_at, four_activates_at[0]]).all()
-        may_read = self.now >= any_read_at
-        may_write = self.now >= any_write_at
+                    m.d.dram += self._refreshed_at.eq(self.now + config.tRFC)
 
-        # The group is the low part of a bank's number, so the groups repeat through the banks.
-        def spread(rank_wide, of_groups):
-            vector = Signal(config.banks)
-            m.d.comb += vector.eq(Mux(rank_wide, self._reached(of_groups).replicate(config.banks_per_group), 0))
-            return vector
 
-        return spread(may_activate, activate_at), spread(may_read, read_at), spread(may_write, write_at)
+def _latest(m: Module, first: Value, *others: Value) -> Value:
+    """The greatest of several edge numbers."""
+    for other in others:
+        latest = Signal(NOW_WIDTH, name="latest")
+        m.d.comb += latest.eq(Mux(first < other, other, first))
+        first = latest
+    return first

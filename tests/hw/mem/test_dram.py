@@ -144,7 +144,8 @@ class Bench:
         return self.now - 1
 
     async def settle(self, ctx) -> None:
-        while not ctx.get(self.dut.quiet) or ctx.get(self.dut.data.burst_end.armed):
+        busy = self.dut.queue.valid[0] | self.dut.data.burst_end.armed | ~self.dut.quiet
+        while ctx.get(busy):
             await self.tick(ctx)
 
     def run(self, testbench) -> None:

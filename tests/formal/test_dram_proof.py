@@ -1,0 +1,76 @@
+"""DRAM controller of a small geometry: quiet implies stable, and what its queue relies on."""
+
+import dataclasses
+
+import pytest
+from amaranth.hdl import Cat, Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.bus.memory import DramPort
+from hw.config import load_machine
+from hw.lib.time import NOW_WIDTH
+from hw.mem import dram_timing
+from hw.mem.dram import DramController
+from tests.formal.prove import ProofFailed, prove_quiet
+
+SMALL = dataclasses.replace(
+    load_machine("tiny").dram,
+    **{"bank_groups": 2, "banks_per_group": 1, "queue": 3, "CL": 2, "CWL": 1, "tRCD": 2, "tRP": 1, "tRAS": 3},
+    **{"tRFC": 2, "tREFI": 40, "tFAW": 4, "tWR": 1, "tWTR_S": 1, "tWTR_L": 1, "tRTP": 1, "tCCD_L": 4, "tRRD_L": 4},
+)
+
+
+def invariants(dut: DramController) -> list:
+    """What holds in every reachable state."""
+    queue = dut.queue
+    no_gaps = (queue.valid & (queue.valid + 1))[: len(queue.valid)] == 0
+    writes = queue.valid & queue.write
+    held = dut._held_writes == sum(writes[index] for index in range(len(writes)))
+    waits_for_older = []
+    for index, entry in enumerate(queue._entries):
+        older = Cat(queue._entries[i].address == entry.address for i in range(index))
+        waits_for_older.append(~(queue.valid[index] & queue.blocked[index]) | older.any())
+    return [no_gaps, held, *waits_for_older]
+
+
+def test_quiet():
+    dut = DramController(SMALL)
+    prove_quiet(dut, domain="dram", invariants=invariants(dut), cover_depth=12)
+
+
+class QuietWith(wiring.Component):
+    """A controller whose quiet a test has spoilt."""
+
+    def __init__(self, spoilt_quiet):
+        super().__init__({"port": In(DramPort()), "now": In(NOW_WIDTH), "quiet": Out(1)})
+        self.dut = DramController(SMALL)
+        self.spoilt_quiet = spoilt_quiet
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.dut = self.dut
+        wiring.connect(m, wiring.flipped(self.port), self.dut.port)
+        m.d.comb += [self.dut.now.eq(self.now), self.quiet.eq(self.spoilt_quiet(self.dut))]
+        return m
+
+
+@pytest.mark.parametrize(
+    "spoilt_quiet",
+    [
+        pytest.param(lambda dut: dut.quiet | ~dut.queue.valid[0] & ~dut.port.request.valid, id="forgets bursts"),
+        pytest.param(lambda dut: dut.quiet | ~dut.queue.valid[0] & dut.data.quiet, id="forgets what arrives"),
+        pytest.param(lambda dut: dut.quiet | dut.command_timer.armed & dut.data.quiet, id="forgets more requests"),
+    ],
+)
+def test_finds_wrong_quiet(spoilt_quiet):
+    with pytest.raises(ProofFailed, match="quiet"):
+        prove_quiet(QuietWith(spoilt_quiet), domain="dram", mode="bmc", depth=10, cover_depth=None)
+
+
+def test_finds_late_timer(monkeypatch):
+    """Planted: the controller says it may sleep one edge longer than its request waits."""
+    right = dram_timing._latest
+    monkeypatch.setattr(dram_timing, "_latest", lambda m, *deadlines: right(m, *deadlines) + 1)
+    with pytest.raises(ProofFailed, match="quiet"):
+        prove_quiet(DramController(SMALL), domain="dram", mode="bmc", depth=10, cover_depth=None)
