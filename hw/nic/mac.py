@@ -18,9 +18,10 @@ from .registers import REG
 
 __all__ = ["FRACTION_BITS", "MacReceive"]
 
-#: Wire time is kept in cycles with this many fraction bits: an error of less than a cycle in 2**24 bytes of one frame
-#: burst without idle time, none at all where a byte takes a dyadic fraction of a cycle (10G at 312.5 MHz: 1/4).
-FRACTION_BITS = 24
+#: Wire time is kept in cycles with this many fraction bits, and a byte's time is rounded down: a deadline is exact as
+#: long as traffic without a pause has less than 2**32 / d bytes, d being the denominator of a byte's time in
+#: cycles (5 at 10G and 500 MHz); beyond, a cycle early for every so many bytes.
+FRACTION_BITS = 32
 
 #: Shortest frame, and the longest one without jumbo frames (IEEE 802.3; datasheet section 8.2.3.22, MAXFRS).
 MIN_FRAME = 64
@@ -34,8 +35,8 @@ class MacReceive(wiring.Component):
     """Takes frames from the wire at line rate and hands on what arrived, beat by beat.
 
     Preamble, bytes and inter-frame gap take the time they take on the wire. If byte b of a frame (from 0) has
-    arrived in full at time T in cycles, a beat that ends with it passes at edge number ceil(T): the probe ``frame``
-    fires there for the last beat. The beat leaves two edges later, so that the FCS is known with the last one; a
+    arrived in full at time T in cycles, a beat that ends with it passes at edge number ceil(T), or at the edge after
+    the beat before: the probe ``frame`` fires there for the last beat. The beat leaves two edges later, so that the FCS is known with the last one; a
     frame to be dropped is marked ``discard`` there and reported by ``drop``. Nothing holds the MAC up.
 
     With the last beat, ``length`` is that of the packet in memory: without the FCS when both HLREG0.RXCRCSTRP
@@ -70,7 +71,7 @@ class MacReceive(wiring.Component):
                 f"nic.line_gbps = {config.nic.line_gbps:g} exceeds the {limit:g} Gb/s of 65-byte frames that one "
                 f"beat per cycle of clocks.nic = {config.clocks.nic:g} MHz can carry"
             )
-        self.cycles_per_byte = round(cycles * 2**FRACTION_BITS)
+        self.cycles_per_byte = int(cycles * 2**FRACTION_BITS)
         self.max_frame = config.nic.max_frame
         self.arrival = Timer("nic")
         self.frame = Probe("nic", "the last bit of a frame has arrived", packet=PACKET_WIDTH, length=16)
