@@ -1,25 +1,41 @@
 """The last-level cache between caches that behave, a device, and a DRAM that answers out of order."""
 
+import dataclasses
 import random
 from collections import defaultdict, deque
+from types import SimpleNamespace
 
 import pytest
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Shape, Signal, Value
+from amaranth.lib.data import Layout
 from amaranth.sim import Simulator
 
-from hw.bus.memory import MemoryOp
-from hw.bus.tilelink import Cap, Grow, OpcodeA, OpcodeC, OpcodeD, Shrink
+from hw.bus.memory import DeviceRequest, DeviceResponse, DramRequest, DramResponse, MemoryOp
+from hw.bus.tilelink import (
+    Cap,
+    ChannelA,
+    ChannelB,
+    ChannelC,
+    ChannelD,
+    ChannelE,
+    Grow,
+    OpcodeA,
+    OpcodeC,
+    OpcodeD,
+    Shrink,
+)
 from hw.config import load_machine
-from hw.mem.llc import LastLevelCache
+from hw.lib.probe import Counter
+from hw.mem.llc import PIPELINE_LATENCY, LastLevelCache
 
 FULL = (1 << 64) - 1
 SMALL = (
     "llc.size_kib=2",
     "llc.ways=4",
     "llc.ddio_ways=2",
-    "llc.slots=6",
+    "llc.slots=8",
     "llc.snoop_filter_lines=16",
-    "llc.snoop_filter_ways=4",
+    "llc.snoop_filter_ways=2",
 )
 
 
@@ -32,6 +48,23 @@ def merge(old, new, mask):
         if mask >> i & 1:
             bits |= 0xFF << 8 * i
     return old & ~bits | new & bits
+
+
+class Wires:
+    """One stream of the device under test, its payload as a plain integer: much faster than views."""
+
+    def __init__(self, port, layout):
+        self.valid, self.ready = port.valid, port.ready
+        self.bits = Value.cast(port.payload)
+        self.fields = {
+            name: (field.offset, (1 << Shape.cast(field.shape).width) - 1) for name, field in Layout.cast(layout)
+        }
+
+    def pack(self, values):
+        return sum(int(getattr(v, "value", v)) << self.fields[name][0] for name, v in values.items())
+
+    def unpack(self, bits):
+        return SimpleNamespace(**{n: bits >> offset & mask for n, (offset, mask) in self.fields.items()})
 
 
 class Shadow:
@@ -58,7 +91,7 @@ class Cache:
 
     MSHRS = 3
 
-    def __init__(self, bench, index, lines, operations, *, stores=0.4, capacity=8, delay=0.3):
+    def __init__(self, bench, index, lines, operations, *, stores=0.4, capacity=8, delay=0.15):
         self.bench, self.index, self.lines, self.left = bench, index, lines, operations
         self.stores, self.capacity, self.delay = stores, capacity, delay
         self.random = random.Random(f"{bench.seed}/{index}")
@@ -99,13 +132,14 @@ class Cache:
         store = r.random() < self.stores
         if line in busy or line in self.releasing.values():
             return None
-        self.left -= 1
         if line in self.held and (self.held[line][0] or not store):
+            self.left -= 1
             self.use(line, store)
             return None
         source = next((s for s in range(self.MSHRS) if s not in self.acquiring), None)
         if source is None:
             return None
+        self.left -= 1
         self.acquiring[source] = (line, store)
         param = Grow.N_TO_B if not store else Grow.B_TO_T if line in self.held else Grow.N_TO_T
         return {"opcode": OpcodeA.ACQUIRE_BLOCK, "param": param, "source": source, "line": line}
@@ -129,7 +163,7 @@ class Cache:
             writable, dirty, value = self.held[line]
             if dirty:
                 answer.update(opcode=OpcodeC.PROBE_ACK_DATA, data=value)
-            if cap == Cap.TO_B:
+            if cap == Cap.TO_B.value:
                 answer["param"] = Shrink.T_TO_B if writable else Shrink.B_TO_B
                 self.held[line] = [False, False, value]
             else:
@@ -139,8 +173,8 @@ class Cache:
 
     def granted(self, message):
         line, store = self.acquiring.pop(message.source)
-        assert message.opcode == OpcodeD.GRANT_DATA
-        writable = message.param == Cap.TO_T
+        assert message.opcode == OpcodeD.GRANT_DATA.value
+        writable = message.param == Cap.TO_T.value
         assert writable or not store
         self.held[line] = [writable, False, message.data]
         self.bench.check_exclusive(line)
@@ -149,54 +183,56 @@ class Cache:
 
     async def run(self, ctx):
         port = self.bench.dut.client[self.index]
-        a, b, c, d, e = port.a, port.b, port.c, port.d, port.e
-        a_now = None
-        c_on = e_on = False
-        r = self.random
-        while True:
-            _, _, a_ready, c_ready, e_ready, b_fire, b_message, d_fire, d_message = await ctx.tick("uncore").sample(
-                a.ready, c.ready, e.ready, b.valid & b.ready, b.payload, d.valid & d.ready, d.payload
-            )
-            if a_now is not None and a_ready:
-                a_now = None
+        a, b, c = Wires(port.a, ChannelA), Wires(port.b, ChannelB), Wires(port.c, ChannelC)
+        d, e = Wires(port.d, ChannelD), Wires(port.e, ChannelE)
+        r, delay = self.random, self.delay
+        a_on = b_on = c_on = d_on = e_on = False
+        edges = ctx.tick("uncore").sample(a.ready, b.valid, b.bits, c.ready, d.valid, d.bits, e.ready)
+        async for _, _, a_ready, b_valid, b_bits, c_ready, d_valid, d_bits, e_ready in edges:
+            if a_on and a_ready:
+                a_on = False
             if c_on and c_ready:
                 self.outbox.popleft()
                 c_on = False
             if e_on and e_ready:
                 self.acks.popleft()
                 e_on = False
-            if d_fire:
-                if d_message.opcode == OpcodeD.RELEASE_ACK:
-                    del self.releasing[d_message.source]
+            if d_on and d_valid:
+                message = d.unpack(d_bits)
+                if message.opcode == OpcodeD.RELEASE_ACK.value:
+                    del self.releasing[message.source]
                 else:
-                    self.granted(d_message)
-            if b_fire:
-                self.probes.append((b_message.line, b_message.param))
-            if self.probes and r.random() > self.delay:
+                    self.granted(message)
+            if b_on and b_valid:
+                message = b.unpack(b_bits)
+                self.probes.append((message.line, message.param))
+            if self.probes and r.random() > delay:
                 self.answer(*self.probes.popleft())
-            if a_now is None:
-                a_now = self.think()
-                ctx.set(a.valid, a_now is not None)
-                if a_now is not None:
-                    ctx.set(a.payload, a_now)
+            if not a_on:
+                acquire = self.think()
+                a_on = acquire is not None
+                ctx.set(a.valid, a_on)
+                if a_on:
+                    ctx.set(a.bits, a.pack(acquire))
             if not c_on:
-                c_on = bool(self.outbox) and r.random() > self.delay
+                c_on = bool(self.outbox) and r.random() > delay
                 ctx.set(c.valid, c_on)
                 if c_on:
-                    ctx.set(c.payload, self.outbox[0])
+                    ctx.set(c.bits, c.pack(self.outbox[0]))
             if not e_on:
-                e_on = bool(self.acks) and r.random() > self.delay
+                e_on = bool(self.acks) and r.random() > delay
                 ctx.set(e.valid, e_on)
                 if e_on:
-                    ctx.set(e.payload.sink, self.acks[0])
-            ctx.set(b.ready, r.random() > self.delay)
-            ctx.set(d.ready, r.random() > self.delay)
+                    ctx.set(e.bits, self.acks[0])
+            b_on, d_on = r.random() > delay, r.random() > delay
+            ctx.set(b.ready, b_on)
+            ctx.set(d.ready, d_on)
 
 
 class Device:
     """Reads and writes lines, whole and in part; checks reads, and applies writes as they become visible."""
 
-    def __init__(self, bench, lines, operations, *, writes=0.6, partial=0.5, delay=0.3, script=()):
+    def __init__(self, bench, lines, operations, *, writes=0.6, partial=0.5, delay=0.15, script=()):
         self.bench, self.lines, self.left, self.writes, self.partial = bench, lines, operations, writes, partial
         self.delay = delay
         self.script = deque(script)
@@ -226,12 +262,11 @@ class Device:
 
     async def run(self, ctx):
         port = self.bench.dut.device
-        request, response = port.request, port.response
+        request, response = Wires(port.request, DeviceRequest), Wires(port.response, DeviceResponse)
         r, shadow = self.random, self.bench.shadow
-        while True:
-            _, _, ready, fire, message, write_done = await ctx.tick("uncore").sample(
-                request.ready, response.valid & response.ready, response.payload, port.write_done
-            )
+        response_on = False
+        edges = ctx.tick("uncore").sample(request.ready, response.valid, response.bits, port.write_done)
+        async for _, _, ready, valid, bits, write_done in edges:
             if write_done:
                 line, data, mask = self.posted.popleft()
                 for cache in self.bench.caches:
@@ -243,7 +278,8 @@ class Device:
                 else:
                     self.reading[self.offered["tag"]] = (self.offered["line"], shadow.cycle)
                 self.offered = None
-            if fire:
+            if response_on and valid:
+                message = response.unpack(bits)
                 line, since = self.reading.pop(message.tag)
                 assert message.data in shadow.values_since(line, since), f"device reads stale line {line:#x}"
                 assert message.packet == 9
@@ -253,48 +289,49 @@ class Device:
                 ctx.set(request.valid, self.offered is not None)
                 if self.offered is not None:
                     self.offered["tag"] = next(t for t in range(256) if t not in self.reading)
-                    ctx.set(request.payload, self.offered)
-            ctx.set(response.ready, r.random() > self.delay)
+                    ctx.set(request.bits, request.pack(self.offered))
+            response_on = r.random() > self.delay
+            ctx.set(response.ready, response_on)
 
 
 class Dram:
     """Answers reads after random times, out of order."""
 
-    def __init__(self, bench, *, latency=(5, 30), delay=0.3):
+    def __init__(self, bench, *, latency=(3, 20), delay=0.2):
         self.bench, self.latency, self.delay = bench, latency, delay
         self.memory = defaultdict(int)
         self.pending = []
         self.reads = self.writes = 0
 
     async def run(self, ctx):
-        request, response = self.bench.dut.dram.request, self.bench.dut.dram.response
+        port = self.bench.dut.dram
+        request, response = Wires(port.request, DramRequest), Wires(port.response, DramResponse)
         r = random.Random(f"{self.bench.seed}/dram")
-        offered = False
+        offered, request_on = None, False
         cycle = 0
-        while True:
-            _, _, fire, message, taken = await ctx.tick("uncore").sample(
-                request.valid & request.ready, request.payload, response.ready
-            )
+        edges = ctx.tick("uncore").sample(request.valid, request.bits, response.ready)
+        async for _, _, valid, bits, taken in edges:
             cycle += 1
-            if offered and taken:
-                offered = False
-                self.pending.remove(current)
-            if fire:
-                if message.op == MemoryOp.WRITE:
+            if offered is not None and taken:
+                self.pending.remove(offered)
+                offered = None
+            if request_on and valid:
+                message = request.unpack(bits)
+                if message.op == MemoryOp.WRITE.value:
                     self.memory[message.line] = message.data
                     self.writes += 1
                 else:
                     due = cycle + r.randint(*self.latency)
                     self.pending.append((due, message.tag, self.memory[message.line]))
                     self.reads += 1
-            if not offered:
+            if offered is None:
                 ready = [p for p in self.pending if p[0] <= cycle]
-                offered = bool(ready)
-                ctx.set(response.valid, offered)
-                if offered:
-                    current = r.choice(ready)
-                    ctx.set(response.payload, {"tag": current[1], "data": current[2]})
-            ctx.set(request.ready, r.random() >= self.delay)
+                offered = r.choice(ready) if ready else None
+                ctx.set(response.valid, offered is not None)
+                if offered is not None:
+                    ctx.set(response.bits, response.pack({"tag": offered[1], "data": offered[2]}))
+            request_on = r.random() >= self.delay
+            ctx.set(request.ready, request_on)
 
 
 class Bench:
@@ -308,6 +345,24 @@ class Bench:
         self.caches = []
         self.others = []
         self.now = Signal(48)
+        self.releases_taken = self.quiet_edges = 0
+
+    async def watch(self, ctx):
+        """Quiet means that nothing changes; count how often a probe met a release."""
+        dut, timer = self.dut, self.dut.lookup_timer
+        names = "free ready draining prepared released s1_valid s2_valid s3_fill s4_fill move".split()
+        state = [getattr(dut, f"_{name}") for name in names] + dut._awaiting
+        state += [v.value for v in vars(dut).values() if isinstance(v, Counter)]
+        state += [q.output.payload for q in (dut.write_order, dut.waiting)]
+        state = Cat(Value.cast(signal) for signal in state)
+        due = timer.armed & (self.now >= timer.deadline)
+        before = None
+        edges = ctx.tick("uncore").sample(dut.quiet, due, state, dut._take)
+        async for _, _, quiet, due_now, now, take in edges:
+            assert before is None or now == before, "something changed at an edge called quiet"
+            before = now if quiet and not due_now else None
+            self.quiet_edges += quiet
+            self.releases_taken += take
 
     def check_exclusive(self, line):
         writers = [c.index for c in self.caches if line in c.held and c.held[line][0]]
@@ -325,8 +380,9 @@ class Bench:
         sim = Simulator(m)
         sim.add_clock(1e-9, domain="uncore")
         agents = [*self.caches, *self.others]
+        sim.add_process(self.watch)
         for agent in agents:
-            sim.add_testbench(agent.run, background=True)
+            sim.add_process(agent.run)
 
         async def control(ctx):
             if test is not None:
@@ -339,8 +395,7 @@ class Bench:
                 assert self.shadow.cycle < limit, "stuck"
             assert ctx.get(self.dut._free) == (1 << self.dut.layouts.all_slots) - 1
             assert ctx.get(self.dut.quiet)
-            names = [n for n in vars(self.dut) if hasattr(getattr(self.dut, n), "increment")]
-            self.final = {n: ctx.get(getattr(self.dut, n).value) for n in names}
+            self.final = {n: ctx.get(v.value) for n, v in vars(self.dut).items() if isinstance(v, Counter)}
 
         sim.add_testbench(control)
         sim.run()
@@ -352,18 +407,196 @@ def pool(lines, skew=0.5):
     return lambda r: lines[r.randrange(8)] if r.random() < skew else r.choice(lines)
 
 
-@pytest.mark.parametrize("ddio", ["true", "false"])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_random_traffic_is_coherent(seed, ddio):
-    bench = Bench(*SMALL, f"llc.ddio={ddio}", seed=seed)
+def random_bench(*settings, seed=1, operations=600):
+    bench = Bench(*SMALL, *settings, seed=seed)
     lines = pool(range(0x100, 0x140))
-    bench.caches = [Cache(bench, i, lines, 700) for i in range(2)]
-    device = Device(bench, lines, 700)
-    dram = Dram(bench)
-    bench.others = [device, dram]
-    bench.run(30_000)
-    print(bench.shadow.cycle, bench.final)
-    assert device.checked > 200 and all(c.checked > 300 for c in bench.caches)
-    assert bench.counter("back_invalidations") > 0
+    bench.caches = [Cache(bench, i, lines, operations) for i in range(bench.config.core.count)]
+    bench.others = [Device(bench, lines, operations), Dram(bench)]
+    return bench
+
+
+@pytest.mark.parametrize(("settings", "operations"), [((), 700), (("llc.ddio=false", "core.count=3"), 300)])
+def test_random_traffic_is_coherent(settings, operations):
+    """Each load and device read returns current data, writers are alone, and nothing is left over."""
+    bench = random_bench(*settings, operations=operations)
+    device, dram = bench.others
+    bench.run(20_000)
+    assert device.checked > operations // 4 and all(c.checked == operations for c in bench.caches)
+    assert bench.counter("back_invalidations") > 50
+    assert bench.counter("probes_sent") > bench.counter("back_invalidations")
     assert bench.counter("dram_reads") == dram.reads
     assert bench.counter("dram_writes") == dram.writes
+    assert bench.releases_taken > 0, "no probe ever met a release"
+    assert bench.quiet_edges > 0
+
+
+def lose_exclusive(decide, original):
+    def set_holders(m, way, sharers, exclusive):
+        original(m, way, sharers, 0)
+
+    return set_holders
+
+
+def lose_release(decide, original):
+    def release(m, others):
+        original(m, others)
+        m.d.comb += decide._store.eq(0)
+
+    return release
+
+
+def lose_back_invalidated(decide, original):
+    def finish(m):
+        original(m)
+        m.d.comb += [decide._store.eq(0), decide.actions.dram_write.eq(0)]
+
+    return finish
+
+
+def stale_hit(decide, original):
+    def acquire(m, client, remaining):
+        original(m, client, remaining)
+        m.d.comb += decide._store_dirty.eq(0)
+
+    return acquire
+
+
+@pytest.mark.parametrize(
+    ("method", "bug"),
+    [
+        ("_set_holders", lose_exclusive),
+        ("_release", lose_release),
+        ("_finish_back_invalidation", lose_back_invalidated),
+        ("_acquire", stale_hit),
+    ],
+)
+def test_planted_bugs_are_caught(method, bug):
+    bench = random_bench()
+    setattr(bench.dut.decide, method, bug(bench.dut.decide, getattr(bench.dut.decide, method)))
+    with pytest.raises(AssertionError):
+        bench.run(20_000)
+
+
+class Reader(Cache):
+    """Loads a flag, then the data it announces, again and again."""
+
+    def __init__(self, bench, index, flag, data, operations):
+        super().__init__(bench, index, None, operations, stores=0)
+        self.flag, self.data, self.seen = flag, data, 0
+        self.next = flag
+        self.lines = lambda r: self.next
+
+    def use(self, line, store):
+        super().use(line, store)
+        value = self.held[line][2] & 0xFFFF
+        if line == self.flag:
+            self.seen, self.next = value, self.data
+        else:
+            assert value >= self.seen, f"flag says {self.seen}, data are {value}"
+            self.next = self.flag
+
+
+def test_device_writes_become_visible_in_order():
+    """Data that take long to prepare (part of a line that only DRAM has) come before a flag that hits."""
+    bench = Bench(*SMALL)
+    flag, first = 0x40, 0x101
+    reader = Reader(bench, 0, flag, first, 400)
+    script = []
+    for n in range(1, 100):
+        script.append({"op": MemoryOp.WRITE, "line": 0x203 + 8 * n, "mask": 0xFF, "data": n, "packet": 1})
+        script.append({"op": MemoryOp.WRITE, "line": first, "mask": 0xF, "data": n, "packet": 1})
+        script.append({"op": MemoryOp.WRITE, "line": flag, "mask": FULL, "data": n, "packet": 1})
+    bench.caches = [reader]
+    bench.others = [Device(bench, None, 0, script=script), Dram(bench, latency=(40, 60))]
+    bench.run(20_000)
+    assert reader.seen > 50
+
+
+class Log:
+    """Numbers of the edges at which something is offered or taken, watched without touching it."""
+
+    def __init__(self, bench, **signals):
+        self.bench, self.signals = bench, signals
+        self.edges = {name: [] for name in signals}
+
+    async def run(self, ctx):
+        async for _, _, now, *values in ctx.tick("uncore").sample(self.bench.now, *self.signals.values()):
+            for name, value in zip(self.signals, values, strict=True):
+                if value:
+                    self.edges[name].append(now)
+
+
+@pytest.mark.parametrize("latency", [8, 21])
+def test_latency_of_a_hit(latency):
+    """Grant, and a device's data, are offered ``llc.latency`` edges after the request was taken: not one before."""
+    bench = Bench(f"llc.latency={latency}")
+    client, device = bench.dut.client[0], bench.dut.device
+    log = Log(
+        bench,
+        a=client.a.valid & client.a.ready,
+        d=client.d.valid,
+        read=device.request.valid & device.request.ready & (device.request.payload.op == MemoryOp.READ),
+        response=device.response.valid,
+        quiet=bench.dut.quiet,
+    )
+    reads = Device(bench, None, 0, script=[{"op": MemoryOp.READ, "line": 5, "packet": 9}], delay=0)
+    reads.script.appendleft({"op": MemoryOp.WRITE, "line": 5, "mask": FULL, "data": 1, "packet": 7})
+    cache = Cache(bench, 0, lambda r: 5, 0, delay=0, stores=0)
+    bench.caches = [cache]
+    bench.others = [reads, log, Dram(bench)]
+
+    async def acquire(ctx):
+        await ctx.tick("uncore").repeat(80)
+        cache.left = 1
+
+    bench.run(400, acquire)
+    taken, offered = log.edges["a"][0], log.edges["d"][0]
+    assert offered == taken + latency
+    assert log.edges["response"][0] == log.edges["read"][0] + latency
+    # Quiet from the edge after the request until its lookup is due
+    waiting = range(taken + 1, taken + latency - PIPELINE_LATENCY + 1)
+    assert set(waiting) <= set(log.edges["quiet"])
+    assert taken + latency not in log.edges["quiet"]
+
+
+def device_writes(bench, lines, mask=FULL):
+    script = [{"op": MemoryOp.WRITE, "line": n, "mask": mask, "data": n, "packet": 1} for n in lines]
+    dram = Dram(bench, latency=(5, 5), delay=0)
+    bench.others = [Device(bench, None, 0, script=script, delay=0), dram]
+    bench.run(4000)
+    return dram
+
+
+def test_ddio_allocates_in_its_ways_and_updates_in_place():
+    bench = Bench("llc.ways=8", "llc.ddio_ways=2")
+    sets = bench.config.llc.sets
+    one_set = [3 + sets * n for n in range(5)]
+    dram = device_writes(bench, [*one_set, one_set[4], one_set[3]])
+    assert bench.counter("device_write_allocate") == 5
+    assert bench.counter("device_write_update") == 2
+    assert bench.counter("evict_dirty") == bench.counter("io_lines_evicted_unread") == 3
+    assert sorted(dram.memory) == one_set[:3]
+    assert dram.reads == 0
+
+
+def test_partial_device_writes_fetch_only_on_a_miss():
+    bench = Bench()
+    dram = device_writes(bench, [3, 3, 4], mask=0xFF00)
+    assert (dram.reads, dram.writes) == (2, 0)
+    assert bench.counter("device_write_allocate") == 2
+
+
+def test_without_ddio_device_writes_go_to_dram():
+    bench = Bench("llc.ddio=false")
+    dram = device_writes(bench, [3, 4, 3])
+    assert bench.counter("device_write_dram") == dram.writes == 3
+    assert bench.counter("device_write_allocate") == bench.counter("device_write_update") == dram.reads == 0
+    assert dram.memory == {3: 3, 4: 4}
+
+
+def test_impossible_configurations_are_refused():
+    config = load_machine("tiny")
+    below = dataclasses.replace(config.llc)
+    object.__setattr__(below, "latency", 5)
+    with pytest.raises(ValueError, match=r"llc\.latency must be at least the pipeline's 6, not 5"):
+        LastLevelCache(dataclasses.replace(config, llc=below))
