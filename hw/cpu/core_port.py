@@ -2,10 +2,12 @@
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.core import OP_ID_WIDTH, CoreHost, InterruptTaken, MmioPort, Operation, OperationKind
 from hw.bus.l1 import L1Port
+from hw.bus.tilelink import LINE_BITS
 from hw.config import CoreConfig, L1Config
 from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH, Timer
@@ -16,6 +18,48 @@ from .memory_order import MemoryOrder
 from .store_buffer import StoreBuffer
 
 __all__ = ["CorePort"]
+
+
+class _FetchRegister(wiring.Component):
+    """The operation that issues next: one register per field, and the data in a memory of one row.
+
+    It could be one register of the shape Operation; a compiled model keeps fields apart faster, and copies
+    the data only when there are new ones.
+    """
+
+    def __init__(self, domain):
+        self.domain = domain
+        super().__init__(
+            {
+                "load": In(1),
+                "operation": In(Operation),
+                "kind": Out(OperationKind),
+                "id": Out(OP_ID_WIDTH),
+                "address": Out(ByteAddress),
+                "size": Out(7),
+                "data": Out(LINE_BITS),
+                "cycles": Out(32),
+                "after_valid": Out(1),
+                "after": Out(OP_ID_WIDTH),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.row = row = Memory(shape=LINE_BITS, depth=1, init=[])
+        write, read = row.write_port(domain=self.domain), row.read_port(domain="comb")
+        m.d.comb += [write.en.eq(self.load), write.data.eq(self.operation.data), self.data.eq(read.data)]
+        with m.If(self.load):
+            m.d[self.domain] += [
+                self.kind.eq(self.operation.kind),
+                self.id.eq(self.operation.id),
+                self.address.eq(data.View(ByteAddress, self.operation.address)),
+                self.size.eq(self.operation.size),
+                self.cycles.eq(self.operation.cycles),
+                self.after_valid.eq(self.operation.after_valid),
+                self.after.eq(self.operation.after),
+            ]
+        return m
 
 
 class CorePort(wiring.Component):
@@ -113,7 +157,7 @@ class CorePort(wiring.Component):
         self.interrupts = Counter(domain, "interrupts taken")
 
         # The fetch register, and what holds issue
-        self._operation = Signal(Operation)
+        self._operation = _FetchRegister(domain)
         self._fetched = Signal()
         self._executing = Signal()
         self._halted = Signal()
@@ -153,13 +197,15 @@ class CorePort(wiring.Component):
         return m
 
     def _fetch(self, m):
-        host = self.host
-        m.d.comb += host.operation.ready.eq(~self._taking & (~self._fetched | self._issuing))
-        with m.If(host.operation.ready):
-            m.d[self.domain] += [
-                self._operation.eq(host.operation.payload),
-                self._fetched.eq(host.operation.valid),
-            ]
+        offer = self.host.operation
+        m.submodules.fetch_register = self._operation
+        m.d.comb += [
+            offer.ready.eq(~self._taking & (~self._fetched | self._issuing)),
+            self._operation.load.eq(offer.ready),
+            self._operation.operation.eq(offer.payload),
+        ]
+        with m.If(offer.ready):
+            m.d[self.domain] += self._fetched.eq(offer.valid)
         with m.If(self._taking):
             m.d[self.domain] += self._fetched.eq(0)
 
@@ -201,7 +247,7 @@ class CorePort(wiring.Component):
 
     def _issue_memory(self, m):
         operation, order, buffer, queue = self._operation, self.order, self.store_buffer, self.forward_queue
-        address = data.View(ByteAddress, operation.address)
+        address = operation.address
         m.submodules.lanes = lanes = LaneMask()
         m.d.comb += [lanes.offset.eq(address.offset), lanes.size.eq(operation.size)]
         go = Signal()

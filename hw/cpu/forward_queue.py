@@ -1,14 +1,12 @@
 """Loads answered from the store buffer, on their way to completion."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.core import OP_ID_WIDTH, Completion
-from hw.bus.tilelink import LINE_BITS
+from hw.bus.tilelink import LINE_BITS, LINE_BYTES
 from hw.lib.ram import RAM
-
-from .byte_lanes import LaneMask
 
 __all__ = ["ForwardQueue"]
 
@@ -61,7 +59,6 @@ class ForwardQueue(wiring.Component):
         """Elaborate."""
         m = Module()
         m.submodules.rows = self.rows
-        m.submodules.lanes = lanes = LaneMask()
         sync = m.d[self.domain]
 
         # One cycle after the push: align the bytes and keep them
@@ -73,9 +70,8 @@ class ForwardQueue(wiring.Component):
         row = Signal(Completion)
         tail, head = Signal(range(self.depth)), Signal(range(self.depth))
         unread = Signal(range(self.depth + 1))
-        m.d.comb += [lanes.offset.eq(0), lanes.size.eq(size)]
         with m.If(arrived):
-            kept = Cat(lane.replicate(8) for lane in lanes.mask)
+            kept = Const((1 << LINE_BITS) - 1) >> ((LINE_BYTES - size)[:7] << 3)
             m.d.comb += [row.id.eq(arrived_id), row.data.eq((self.line >> (offset << 3)) & kept)]
             sync += tail.eq(self._after(tail))
         m.d.comb += [

@@ -1,7 +1,7 @@
 """The store buffer: stores that are not yet visible, in program order."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
@@ -9,11 +9,6 @@ from hw.bus.l1 import L1Store
 from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES
 
 __all__ = ["StoreBuffer"]
-
-
-class _Key(data.Struct):
-    line: LINE_ADDRESS_WIDTH
-    mask: LINE_BYTES
 
 
 class StoreBuffer(wiring.Component):
@@ -75,7 +70,7 @@ class StoreBuffer(wiring.Component):
         m = Module()
         sync = m.d[self.domain]
 
-        # Ring: [head, send) sent, [send, tail) not yet; the first ``released`` of these may be sent
+        # A ring that goes down: from head to send sent, from send to tail not yet; ``released`` of these may be sent
         head = Signal(range(self.depth))
         send = Signal(range(self.depth))
         tail = Signal(range(self.depth))
@@ -113,52 +108,63 @@ class StoreBuffer(wiring.Component):
         with m.Elif(self.store.ready):
             sync += self.store.valid.eq(0)
 
-        # Search. Lines and masks again, read all at once: a memory whose every row has a read port
-        m.submodules.keys = keys = Memory(shape=_Key, depth=self.depth, init=[])
-        key_write = keys.write_port(domain=self.domain)
-        m.d.comb += [
-            key_write.en.eq(self.push),
-            key_write.addr.eq(tail),
-            key_write.data.line.eq(self.entry.line),
-            key_write.data.mask.eq(self.entry.mask),
-        ]
+        # Search. Lines and masks again, in memories with a read port for each row
         valid = Signal(self.depth)
-        with m.If(self.push | self.store_done):
-            pushed = Mux(self.push, Const(1) << tail, 0)
-            freed = Mux(self.store_done, Const(1) << head, 0)
-            sync += valid.eq((valid | pushed) & ~freed)
-        hits, covers = Signal(self.depth), Signal(self.depth)
-        recent, candidates = Signal(self.depth), Signal(self.depth)
-        youngest = Signal(range(self.depth))
-        for index in range(self.depth):
-            port = keys.read_port(domain="comb")
-            m.d.comb += port.addr.eq(index)
-            with m.If(self.search & valid[index] & (port.data.line == self.search_line)):
-                m.d.comb += [
-                    hits[index].eq((port.data.mask & self.search_mask).any()),
-                    covers[index].eq(~(~port.data.mask & self.search_mask).any()),
-                ]
+        pushed, freed = Signal(self.depth), Signal(self.depth)
+        m.d.comb += [pushed.eq(self.push << tail), freed.eq(self.store_done << head)]
+        sync += valid.eq(valid ^ pushed ^ freed)
+        lines = self._rows(m, "lines", LINE_ADDRESS_WIDTH, tail, self.entry.line)
+        masks = self._rows(m, "masks", LINE_BYTES, tail, self.entry.mask)
+        # Each step is wanted only when the one before found something. What it holds otherwise does not matter;
+        # a constant there would make a compiled model compute the step always and mask the result.
+        same_line, hits, covers = Signal(self.depth), Signal(self.depth), Signal(self.depth)
+        youngest = Signal(self.depth)
+        near = Signal()
         with m.If(self.search):
-            # Entries below the tail are younger than those from it on; among either, the higher is the younger.
+            m.d.comb += same_line.eq(valid & Cat(line == self.search_line for line in lines))
+        with m.Else():
+            m.d.comb += same_line.eq(valid)
+        m.d.comb += near.eq(self.search & same_line.any())
+        with m.If(near):
+            m.d.comb += hits.eq(same_line & Cat((mask & self.search_mask).any() for mask in masks))
+        with m.Else():
+            m.d.comb += hits.eq(valid)
+        m.d.comb += self.overlap.eq(near & hits.any())
+        with m.If(self.overlap):
+            # The ring goes down: entries above the tail are younger than the others; among either, the lower is.
+            recent = hits & ~((Const(2) << tail) - 1)
+            candidates = Mux(recent.any(), recent, hits)
             m.d.comb += [
-                recent.eq(hits & ((Const(1) << tail) - 1)),
-                candidates.eq(Mux(recent.any(), recent, hits)),
-                self.overlap.eq(hits.any()),
+                youngest.eq(candidates & -candidates),
+                covers.eq(Cat(~(~mask & self.search_mask).any() for mask in masks)),
             ]
-            for index in range(self.depth):
-                with m.If(candidates[index]):
-                    m.d.comb += youngest.eq(index)
-            m.d.comb += self.covered.eq(hits.any() & covers.bit_select(youngest, 1))
+        with m.Else():
+            m.d.comb += [youngest.eq(valid), covers.eq(valid)]
         m.d.comb += [
+            self.covered.eq(self.overlap & (covers & youngest).any()),
             forward_port.en.eq(self.read),
-            forward_port.addr.eq(youngest),
             self.read_data.eq(forward_port.data.data),
         ]
+        with m.If(self.read):
+            for index in range(self.depth):
+                with m.If(youngest[index]):
+                    m.d.comb += forward_port.addr.eq(index)
+        with m.Else():
+            m.d.comb += forward_port.addr.eq(tail)
 
         # Quiet
         changing = Cat(self.push, self.release, self.store_done, sending, self.store.valid & self.store.ready)
         m.d.comb += self.quiet.eq(~changing.any() & ~self.read)
         return m
 
+    def _rows(self, m, name, shape, address, value):
+        """A memory of one value per entry, written by ``push``; returns all its rows."""
+        m.submodules[name] = memory = Memory(shape=shape, depth=self.depth, init=[])
+        write = memory.write_port(domain=self.domain)
+        m.d.comb += [write.en.eq(self.push), write.addr.eq(address), write.data.eq(value)]
+        ports = [memory.read_port(domain="comb") for _ in range(self.depth)]
+        m.d.comb += [port.addr.eq(index) for index, port in enumerate(ports)]
+        return [port.data for port in ports]
+
     def _after(self, pointer):
-        return Mux(pointer == self.depth - 1, 0, pointer + 1)
+        return Mux(pointer == 0, self.depth - 1, pointer - 1)
