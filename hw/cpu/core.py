@@ -57,7 +57,6 @@ class Core(wiring.Component):
             port.interrupt_vector.eq(interrupts.vector),
             interrupts.acknowledge.eq(port.interrupt_acknowledge),
             port.now.eq(self.now),
-            l1.now.eq(self.now),
             self.quiet.eq(port.quiet & l1.quiet & interrupts.quiet),
         ]
         return m
