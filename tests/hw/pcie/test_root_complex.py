@@ -164,7 +164,7 @@ class Bench:
         async def testbench(ctx):
             offering, answering = False, None
             mmio_offered = [False] * len(self.mmio)
-            held = None
+            held, wanted = None, None
             for edge in range(edges):
                 # Inputs of this edge
                 self.on_edge()
@@ -172,7 +172,7 @@ class Bench:
                 ctx.set(dut.link.receive.valid, offering)
                 if offering:
                     ctx.set(dut.link.receive.payload.as_value(), self.to_host[0])
-                ctx.set(dut.link.send.ready, rng.random() < send_ready)
+                ctx.set(dut.link.send.ready, send_ready(edge) if callable(send_ready) else rng.random() < send_ready)
                 ctx.set(dut.memory.request.ready, rng.random() < memory.ready)
                 ctx.set(dut.memory.write_done, memory.write_done(edge))
                 answering = answering or memory.answer(edge)
@@ -195,8 +195,16 @@ class Bench:
                     self.taken.append((edge, self.to_host.popleft()))
                     offering = False
                 request = dut.memory.request
-                if ctx.get(request.valid) and ctx.get(request.ready):
-                    memory.take(edge, ctx.get(request.payload))
+                now_wanted = None
+                if ctx.get(request.valid):
+                    payload = ctx.get(request.payload)
+                    now_wanted = (payload.op, payload.line, payload.mask, payload.tag, payload.packet)
+                    assert wanted in (None, now_wanted), "an offered request changed"
+                    if ctx.get(request.ready):
+                        memory.take(edge, payload)
+                        now_wanted = None
+                assert wanted is None or ctx.get(request.valid), "an offered request vanished"
+                wanted = now_wanted
                 if answering and ctx.get(dut.memory.response.ready):
                     answering = None
                 self._send(ctx, edge)
@@ -355,6 +363,32 @@ def test_mmio_write_precedes_later_completions():
     bench.mmio[0].extend((1, BAR0_BASE + 4 * n, 4, n) for n in range(3))
     bench.run(20, send_ready=0.3)
     assert [s.kind for s in bench.sent] == [MWR, MWR, MWR, CPL]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_offered_completion_stays(skip):
+    """MMIO that comes while a completion waits for the link does not take its place."""
+    bench = Bench(skip=skip)
+    bench.to_host.extend(read(0, 64))
+    edges = iter(range(100))
+
+    def on_edge():
+        if next(edges) == 20:
+            bench.mmio[0].append((1, BAR0_BASE, 4, 0))
+
+    bench.on_edge = on_edge
+    bench.run(40, send_ready=lambda edge: edge >= 30)
+    assert [s.kind for s in bench.sent] == [CPL, MWR]
+
+
+def test_writes_and_reads_alternate():
+    bench = Bench(settings=["nic.read_tags=8"])
+    for n in range(4):
+        bench.to_host.extend(read(0x1000 * n, 512))
+    bench.to_host.extend(write(0x4000, bytes(512)))
+    bench.run(30)
+    ops = [op for _, op, _ in bench.memory.seen]
+    assert ops[ops.index(MemoryOp.WRITE) :][:16] == [MemoryOp.WRITE, MemoryOp.READ] * 8
 
 
 # What nobody claims
