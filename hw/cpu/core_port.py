@@ -201,7 +201,7 @@ class CorePort(wiring.Component):
         m.submodules.fetch_register = self._operation
         m.d.comb += [
             offer.ready.eq(~self._taking & (~self._fetched | self._issuing)),
-            self._operation.load.eq(offer.ready),
+            self._operation.load.eq(offer.ready & offer.valid),
             self._operation.operation.eq(offer.payload),
         ]
         with m.If(offer.ready):

@@ -107,7 +107,7 @@ class ForwardQueue(wiring.Component):
             sync += due.eq(Mux(taken, due - 1, due + 1))
         m.d.comb += [
             self.valid.eq(due != 0),
-            self.quiet.eq(~(self.push | delay.any() | self.valid)),
+            self.quiet.eq(~(self.push | arrived | reading | delay.any() | self.valid)),
         ]
         return m
 

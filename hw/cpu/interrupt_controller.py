@@ -65,7 +65,6 @@ class InterruptController(wiring.Component):
         m = Module()
         sync = m.d[self.domain]
 
-        # Requests
         requests, kept, following = Signal(VECTORS), Signal(VECTORS), Signal(VECTORS)
         arriving, known = Signal(), Signal()
         incoming = data.View(_Vector, self.message.payload.vector)
@@ -76,11 +75,11 @@ class InterruptController(wiring.Component):
             known.eq(incoming.window == FIRST_VECTOR // VECTORS),
         ]
         with m.If(arriving | self.acknowledge):
+            # Requests
             raised = Mux(arriving & known, (Const(1) << incoming.index), 0)
             lowered = Mux(self.acknowledge, (Const(1) << shown.index), 0)
             m.d.comb += [kept.eq(requests & ~lowered), following.eq(kept | raised)]
             sync += [requests.eq(following), self.pending.eq(following.any())]
-
             # Priority
             for index in range(VECTORS):
                 with m.If(following[index]):
