@@ -1,6 +1,6 @@
 """The last-level cache: point of coherence between private caches, devices and DRAM."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -8,7 +8,6 @@ from amaranth.lib.wiring import In, Out
 from hw.bus.memory import PACKET_WIDTH, DeviceMemory, DramPort, MemoryOp
 from hw.bus.tilelink import (
     LINE_BITS,
-    LINE_BYTES,
     SINK_WIDTH,
     SOURCE_WIDTH,
     Cap,
@@ -28,6 +27,7 @@ from hw.lib.time import NOW_WIDTH, Timer
 from .llc_bits import encode, lowest, one_hot, round_robin
 from .llc_decide import Decide
 from .llc_layouts import RELEASES_PER_CLIENT, LlcLayouts, SlotKind
+from .llc_line_buffers import LineBuffers
 from .llc_output import DramOutput, LineOutput
 from .llc_queue import Queue
 from .llc_tags import TagArray
@@ -119,7 +119,7 @@ class LastLevelCache(wiring.Component):
             domain="uncore",
         )
         self.data = RAM(width=LINE_BITS, depth=layouts.sets * layouts.ways, domain="uncore")
-        self.line_buffers = RAM(width=LINE_BITS, depth=2 * layouts.all_slots, lanes=LINE_BYTES, domain="uncore")
+        self.line_buffers = LineBuffers(layouts, layouts.clients + 2, "uncore")
         self.decide = Decide(layouts, self.tags, self.snoop_filter, ddio=llc.ddio)
 
         # Queues
@@ -200,14 +200,10 @@ class LastLevelCache(wiring.Component):
         self._s2_line = Signal(self.layouts.line_width)
         self._s2 = Signal(self.layouts.actions)
         self._s3_fill = Signal()
-        self._s3_buffer = Signal(self.layouts.slot_width + 1)
+        self._s3_place = Signal.like(self.line_buffers.fill_place)
         self._s3_address = Signal(self.data.address_width)
         self._s4_fill = Signal()
         self._s4_address = Signal(self.data.address_width)
-        # A line on its way from a Release's buffer to that of the transaction that took it
-        self._move = Signal()
-        self._move_slot = Signal(self.layouts.slot_width)
-        self._move_spare = Signal()
 
     def _events(self):
         layouts = self.layouts
@@ -240,10 +236,6 @@ class LastLevelCache(wiring.Component):
         self._c_spare = Signal()
         self._take = Signal()  # its transaction takes the data of the Release in ``_take_slot``
         self._take_slot = Signal(layouts.slot_width)
-        # The ports of the line buffers
-        self._loading = Signal()  # the write port is the pipeline's
-        self._read_busy = Signal()  # no line can be moved to another buffer
-        self._line_buffer_idle = Signal()  # a device may write
 
     def elaborate(self, platform):
         """Join the parts; each method below is one of them."""
@@ -256,7 +248,6 @@ class LastLevelCache(wiring.Component):
 
         depth = 1 << self.layouts.slot_width
         m.submodules.requests = self._requests = Memory(shape=self.layouts.request, depth=depth, init=[])
-        m.submodules.byte_masks = self._byte_masks = Memory(shape=LINE_BYTES, depth=depth, init=[])
         m.submodules.victims = self._victims = Memory(shape=self.layouts.line_width, depth=depth, init=[])
         m.submodules.locks = self._locks = Memory(shape=1, depth=self.layouts.filter_sets, init=[])
         m.submodules.holders = self._holders = Memory(
@@ -269,8 +260,7 @@ class LastLevelCache(wiring.Component):
         self._accept(m)
         self._take_channel_c(m)
         self._take_channel_e(m)
-        self._write_line_buffers(m)
-        self._read_line_buffers(m)
+        self._connect_line_buffers(m)
         self._connect_outputs(m)
         self._update_slots(m)
         self._count(m)
@@ -373,7 +363,8 @@ class LastLevelCache(wiring.Component):
                 ]
             m.d.uncore += [
                 self._s3_fill.eq(act.fill),
-                self._s3_buffer.eq(Cat(act.fill_spare, self._s2_slot)),
+                self._s3_place.spare.eq(act.fill_spare),
+                self._s3_place.slot.eq(self._s2_slot),
                 self._s3_address.eq(Cat(self._s2_line[: self.layouts.set_width], act.way)),
             ]
         with m.If(self._s3_fill):
@@ -381,7 +372,7 @@ class LastLevelCache(wiring.Component):
         m.d.comb += [
             self.data.write_enable.eq(self._s4_fill),
             self.data.write_address.eq(self._s4_address),
-            self.data.write_data.eq(self.line_buffers.read_data),
+            self.data.write_data.eq(self.line_buffers.line),
         ]
         for client in range(self.layouts.clients):
             probe, message = self.channel_b[client].entry, self.channel_d[client].entry
@@ -436,7 +427,7 @@ class LastLevelCache(wiring.Component):
                     *(self.client[i].a.valid & ~locked(self.client[i].a.payload.line) for i in range(clients)),
                     device.valid
                     & ~locked(device.payload.line)
-                    & ((device.payload.op == MemoryOp.READ) | self._line_buffer_idle),
+                    & ((device.payload.op == MemoryOp.READ) | self.line_buffers.idle),
                 )
             ),
         ]
@@ -497,7 +488,6 @@ class LastLevelCache(wiring.Component):
         lock = self._locks.write_port(domain="uncore")
         holder = self._holders.write_port(domain="uncore")
         request = self._requests.write_port(domain="uncore")
-        byte_mask = self._byte_masks.write_port(domain="uncore")
         m.d.comb += [
             lock.en.eq(release | accept),
             lock.addr.eq(line),
@@ -508,12 +498,8 @@ class LastLevelCache(wiring.Component):
             request.en.eq(accept),
             request.addr.eq(slot),
             request.data.eq(new),
-            byte_mask.en.eq(accept),
-            byte_mask.addr.eq(slot),
             self.write_order.entry.eq(slot),
         ]
-        with m.If(self.write_order.push):
-            m.d.comb += byte_mask.data.eq(device.payload.mask)
         self.transaction.emit(m, release | accept, kind=new.kind, line=line, client=new.client)
 
         # The lookup is due after the configured latency
@@ -572,7 +558,7 @@ class LastLevelCache(wiring.Component):
                     (message.opcode == OpcodeC.PROBE_ACK_DATA) | (message.opcode == OpcodeC.RELEASE_DATA)
                 ),
                 take.eq(is_ack & ~self._c_with_data & (matching & self._released_data).any()),
-                accept.eq(~(self._c_with_data & self._loading) & ~(take & self._read_busy)),
+                accept.eq(~(self._c_with_data & self.line_buffers.busy) & ~(take & self.line_buffers.move_busy)),
             ]
 
         # What it does
@@ -646,83 +632,42 @@ class LastLevelCache(wiring.Component):
         with m.If(offered.any()):
             m.d.comb += self._acknowledged.eq(one_hot(slot, layouts.all_slots))
 
-    # Line buffers
-
-    def _write_line_buffers(self, m):
-        """One line per cycle, the pipeline's first. It never overwrites bytes that a device writes."""
-        buffers, response, device = self.line_buffers, self.dram.response, self.device.request
-        slot = Signal(self.layouts.slot_width)
-        spare = Signal()
-        written = Signal(LINE_BYTES)  # bytes the device writes
-        byte_mask = self._byte_masks.read_port(domain="comb")
+    def _connect_line_buffers(self, m):
+        buffers, act, device = self.line_buffers, self._s2, self.device.request
+        outputs = (*self.channel_d, self.response, self.dram_requests)
+        write = self.write_order.push
         m.d.comb += [
-            byte_mask.addr.eq(slot),
-            written.eq(Mux(spare, 0, byte_mask.data)),
-            buffers.write_address.eq(Cat(spare, slot)),
-            self._loading.eq((self._s2_valid & self._s2.load) | self._move),
-            self._line_buffer_idle.eq(~(self._loading | (self._c_accept & self._c_with_data) | response.valid)),
+            buffers.load.eq(self._s2_valid & act.load),
+            buffers.load_next.eq(self._s1_valid & self.decide.actions.load),
+            buffers.load_place.slot.eq(self._s2_slot),
+            buffers.load_place.spare.eq(act.load_spare),
+            buffers.load_line.eq(self.data.read_data),
+            buffers.returned.eq(self._c_accept & self._c_with_data),
+            buffers.returned_place.slot.eq(self._c_slot),
+            buffers.returned_place.spare.eq(self._c_spare),
+            buffers.returned_line.eq(self._c_message.data),
+            buffers.accepted.eq(self._taking.any()),
+            buffers.accepted_slot.eq(self._accepted_slot),
+            buffers.accepted_mask.eq(Mux(write, device.payload.mask, 0)),
+            buffers.accepted_line.eq(device.payload.data),
+            buffers.fill.eq(self._s3_fill),
+            buffers.fill_place.eq(self._s3_place),
+            buffers.move.eq(self._take),
+            buffers.move_from.eq(self._take_slot),
+            buffers.move_to.slot.eq(self._c_slot),
+            buffers.move_to.spare.eq(self._c_spare),
         ]
-        with m.If(self._s2_valid & self._s2.load):
+        wiring.connect(m, wiring.flipped(self.dram.response), buffers.arrived)
+        with m.If(buffers.arrived.valid & buffers.arrived.ready):
+            m.d.comb += self._arrived.eq(one_hot(buffers.arrived.payload.tag, self.layouts.all_slots))
+        for i, output in enumerate(outputs):
             m.d.comb += [
-                slot.eq(self._s2_slot),
-                spare.eq(self._s2.load_spare),
-                buffers.write_enable.eq(~written),
-                buffers.write_data.eq(self.data.read_data),
+                buffers.want[i].eq(output.want),
+                buffers.want_place[i].slot.eq(output.slot),
+                output.granted.eq(buffers.granted[i]),
+                output.line.eq(buffers.line),
             ]
-        with m.Elif(self._move):
-            m.d.comb += [
-                slot.eq(self._move_slot),
-                spare.eq(self._move_spare),
-                buffers.write_enable.eq(~written),
-                buffers.write_data.eq(buffers.read_data),
-            ]
-        with m.Elif(self._c_accept & self._c_with_data):
-            m.d.comb += [
-                slot.eq(self._c_slot),
-                spare.eq(self._c_spare),
-                buffers.write_enable.eq(~written),
-                buffers.write_data.eq(self._c_message.data),
-            ]
-        with m.Elif(response.valid):
-            m.d.comb += [
-                response.ready.eq(1),
-                slot.eq(response.payload.tag),
-                self._arrived.eq(one_hot(slot, self.layouts.all_slots)),
-                buffers.write_enable.eq(~written),
-                buffers.write_data.eq(response.payload.data),
-            ]
-        with m.Elif(device.valid & device.ready & (device.payload.op == MemoryOp.WRITE)):
-            m.d.comb += [
-                slot.eq(self._accepted_slot),
-                buffers.write_enable.eq(device.payload.mask),
-                buffers.write_data.eq(device.payload.data),
-            ]
-
-    def _read_line_buffers(self, m):
-        """One line per cycle: into the cache first, then to a transaction that takes a Release's, then out."""
-        buffers, dram = self.line_buffers, self.dram_requests
-        m.d.comb += self._read_busy.eq(self._s3_fill | (self._s1_valid & self.decide.actions.load))
-        m.d.uncore += self._move.eq(self._take)
-        with m.If(self._s3_fill):
-            m.d.comb += [buffers.read_enable.eq(1), buffers.read_address.eq(self._s3_buffer)]
-        with m.Elif(self._take):
-            m.d.comb += [buffers.read_enable.eq(1), buffers.read_address.eq(Cat(Const(0, 1), self._take_slot))]
-            m.d.uncore += [self._move_slot.eq(self._c_slot), self._move_spare.eq(self._c_spare)]
-        for output in (*self.channel_d, self.response):
-            with m.Elif(output.want):
-                m.d.comb += [
-                    output.granted.eq(1),
-                    buffers.read_enable.eq(1),
-                    buffers.read_address.eq(Cat(Const(0, 1), output.slot)),
-                ]
-        with m.Elif(dram.want):
-            m.d.comb += [
-                dram.granted.eq(1),
-                buffers.read_enable.eq(1),
-                buffers.read_address.eq(Cat(dram.spare, dram.slot)),
-            ]
-        for output in (*self.channel_d, self.response, dram):
-            m.d.comb += output.line.eq(buffers.read_data)
+        m.d.comb += buffers.want_place[-1].spare.eq(self.dram_requests.spare)
 
     def _connect_outputs(self, m):
         for i, client in enumerate(self.client):
@@ -841,7 +786,7 @@ class LastLevelCache(wiring.Component):
             self._s2_valid,
             self._s3_fill,
             self._s4_fill,
-            self._move,
+            self.line_buffers.moving,
             *(queue.output.valid for queue in self.channel_b),
             *(~output.idle for output in (*self.channel_d, self.response, self.dram_requests)),
         ]
