@@ -605,7 +605,7 @@ def test_random(l1, core, last_level):
         tags = [rng.getrandbits(20) for _ in range(max(4, 2 * bench.dut.l1.ways))]
         pool = [tag * sets + rng.randrange(sets) % 3 for tag in tags] + [0, sets]
         operations = 500
-        while operations:
+        while operations > 0:
             assert bench.cycle < bench.progress + 1000
             hot = rng.random() < 0.5
             line = rng.choice(pool[:2] if hot else pool)
