@@ -601,6 +601,36 @@ def test_device_read_of_a_dirty_line_that_the_cache_has_evicted():
     assert bench.counter("probes_sent") == 1
 
 
+def test_two_victims_of_one_acquire_while_dram_is_stalled():
+    """The back-invalidated line and the cache's victim pass one after the other through the same spare buffer."""
+    bench = Bench(
+        "llc.size_kib=1", "llc.ways=4", "llc.ddio_ways=4", "llc.snoop_filter_lines=4", "llc.snoop_filter_ways=2"
+    )
+    stores = deque([0, 4, 24])  # two fill the snoop filter's set, the third needs room
+    victims = [8, 12, 16, 20]  # fill the cache's set
+    writes = [{"op": MemoryOp.WRITE, "line": n, "mask": FULL, "data": n, "packet": 1} for n in victims]
+    cache = Cache(bench, 0, lambda r: stores[0], 2, stores=1, releases=0)
+    cache.use = lambda line, store: (Cache.use(cache, line, store), stores.popleft())
+    device, dram = Device(bench, None, 0, script=[None] * 100 + writes), Dram(bench)
+    bench.caches, bench.others = [cache], [device, dram]
+
+    async def scenario(ctx):
+        await ctx.tick("uncore").repeat(200)
+        dram.delay = 1
+        device.script.append({"op": MemoryOp.WRITE, "line": 1, "mask": 1, "data": 1, "packet": 1})
+        await ctx.tick("uncore").repeat(30)
+        cache.left = 1
+        await ctx.tick("uncore").repeat(60)
+        dram.delay = 0
+        await ctx.tick("uncore").repeat(60)
+        device.script.extend({"op": MemoryOp.READ, "line": n, "packet": 9} for n in [0, 4, *victims, 24])
+
+    bench.run(2000, scenario)
+    assert device.checked == 7
+    assert bench.counter("back_invalidations") == 1
+    assert bench.counter("evict_dirty") == 1
+
+
 def test_partial_device_writes_fetch_only_on_a_miss():
     bench = Bench()
     dram = device_writes(bench, [3, 3, 4], mask=0xFF00)
