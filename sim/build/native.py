@@ -205,7 +205,7 @@ def _ports_header(manifest: Manifest) -> str:
         *_layout_constants("FRAME_BEAT", manifest.frame_beat),
         "struct Ports {",
         "VerilatedContext context;",
-        "Vnicscope top{&context};",
+        'Vnicscope top{&context, ""};',
         "void eval() { top.eval(); }",
         "uint32_t quiet() const { return top.quiet; }",
         "bool wire_ready() const { return top.wire_ready; }",

@@ -201,6 +201,7 @@ public:
         settle(at, late);
         set_time_clocks(late);
         eval();
+        dump_caught_up(at);
         lower(late);
     }
 
@@ -245,9 +246,12 @@ private:
         open_ = true;
     }
     void dump(Tick at) {
-        if (open_) file_.dump(picoseconds(at));
+        show(picoseconds(at));
         high_since_ = at;
+        shown_ = true;
     }
+    // What an edge finds after a jump was there since the last skipped edge.
+    void dump_caught_up(Tick at) { show(picoseconds(std::max<Tick>(at - SHORTEST, 0))); }
     void fall_waves(Tick next) {
         if (!unseen_) return;
         set_clocks(0);
@@ -255,15 +259,22 @@ private:
         eval();
         unseen_ = 0;
         const uint64_t high = picoseconds(high_since_);
-        if (open_ && next > high_since_)
-            file_.dump(high + (picoseconds(std::min(next, high_since_ + SHORTEST)) - high) / 2);
+        if (shown_) show(high + (picoseconds(std::min(next, high_since_ + SHORTEST)) - high) / 2);
+        shown_ = false;
+    }
+    // The file wants every time to be later than the one before, which ticks below a picosecond may not be.
+    void show(uint64_t time) {
+        time_ = std::max(time, time_ + 1);
+        if (open_) file_.dump(time_);
     }
     static uint64_t picoseconds(Tick at) {
         return static_cast<uint64_t>(static_cast<unsigned __int128>(at) * 1000000000000u / ports::TICKS_PER_SECOND);
     }
     VerilatedFstC file_;
+    uint64_t time_ = ~uint64_t{0};  // of the last dump: none
     bool open_ = false;
-    Tick high_since_ = -1;
+    bool shown_ = false;  // the waves show the clocks high
+    Tick high_since_ = 0;
 #else
 public:
     void close_waves() {}
@@ -271,6 +282,7 @@ public:
 private:
     void open_waves(const std::string&) { refuse("this build has no waves"); }
     void dump(Tick) {}
+    void dump_caught_up(Tick) {}
     void fall_waves(Tick) {}
 #endif
 };

@@ -1,0 +1,316 @@
+"""One run gives one log: over engines, jumps, repetitions, replays and a dawdling Python."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hw.bus.core import OperationKind as K
+from hw.config import load_machine
+from sim.build.design import Design
+from sim.build.native import build_native
+from sim.engine.engine import Jump, Recording, WakeKind
+from sim.engine.native import NativeEngine
+from sim.observe.log import EventLog
+
+HERE = Path(__file__).parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+import engine_software  # noqa: E402
+
+
+def design(machine="SmallMachine"):
+    return Design(load_machine("tiny"), f"engine_design:{machine}", (HERE / "engine_design.py",))
+
+
+@pytest.fixture(scope="module")
+def build():
+    return build_native(design())
+
+
+@pytest.fixture(scope="module")
+def reference(build):
+    """Every edge of every clock executed."""
+    return NativeEngine(build, jump=Jump.OFF).execute(engine_software.outcome)
+
+
+def same(outcome, reference):
+    outcome, reference = dict(outcome), dict(reference)
+    outcome.pop("executed"), reference.pop("executed")
+    assert outcome == reference
+
+
+def test_the_run_exercises_what_it_should(build, reference):
+    kinds = {row[1] for row in reference["seen"]}
+    assert kinds == {WakeKind.EMPTY, WakeKind.COMPLETION, WakeKind.INTERRUPT}
+    assert reference["counters"]["end.frames"] == 4
+    assert reference["cycles"] == reference["executed"]
+    engine = NativeEngine(build)
+    engine.execute(engine_software.outcome)
+    taken = EventLog(engine.manifest, engine.log()).select("core0.interrupt_event")
+    assert any(taken["remaining"]) or any(taken["squashed"])
+
+
+def test_jumping_changes_nothing_but_the_work(build, reference):
+    outcome = NativeEngine(build, jump=Jump.ALL).execute(engine_software.outcome)
+    same(outcome, reference)
+    assert sum(outcome["executed"].values()) < sum(reference["executed"].values()) / 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_subsets_of_the_jumps_change_nothing(build, reference, seed):
+    outcome = NativeEngine(build, jump=Jump.RANDOM, seed=seed).execute(engine_software.outcome)
+    same(outcome, reference)
+
+
+def test_a_planted_wake_up_bug_is_caught():
+    """The memory that oversleeps works with every edge executed, and gives another log with jumps."""
+    build = build_native(design("BrokenMachine"))
+    off, on = (NativeEngine(build, jump=jump).execute(engine_software.outcome) for jump in (Jump.OFF, Jump.ALL))
+    assert off["sha256"] != on["sha256"]
+
+
+def test_amaranth_gives_the_same_log(reference):
+    from sim.engine.amaranth import run_on_amaranth
+
+    for jump in (Jump.ALL, Jump.RANDOM):
+        same(run_on_amaranth(design(), engine_software.outcome, jump=jump, seed=3), reference)
+
+
+@pytest.mark.slow
+def test_amaranth_gives_the_same_log_edge_by_edge(reference):
+    from sim.engine.amaranth import run_on_amaranth
+
+    same(run_on_amaranth(design(), engine_software.outcome, jump=Jump.OFF), reference)
+
+
+def test_cocotb_gives_the_same_log(reference, monkeypatch):
+    from sim.engine.cocotb import run_in_cocotb
+
+    same(run_in_cocotb(design(), "engine_software:outcome"), reference)
+
+
+def test_an_exception_inside_cocotb_comes_back():
+    from sim.engine.cocotb import run_in_cocotb
+
+    with pytest.raises(TypeError, match="no_such_argument"):
+        run_in_cocotb(design(), "engine_software:outcome", {"no_such_argument": 1})
+
+
+def test_delays_in_python_change_nothing(build, reference):
+    same(NativeEngine(build).execute(lambda e: engine_software.outcome(e, dawdle=True)), reference)
+
+
+@pytest.mark.parametrize("ticks", (1, 7, 1000))
+def test_interruptions_of_a_run_change_nothing(build, reference, ticks):
+    """A progress bar that asks to come back every so many ticks."""
+    same(NativeEngine(build).execute(lambda e: engine_software.outcome(e, ticks=ticks)), reference)
+
+
+@pytest.mark.parametrize("record_jump", Jump)
+@pytest.mark.parametrize("replay_jump", Jump)
+def test_replay_gives_the_same_log(build, reference, record_jump, replay_jump, tmp_path):
+    live = NativeEngine(build, jump=record_jump, seed=5, record=True)
+    live.execute(engine_software.outcome)
+    live.recording().save(tmp_path / "run.npz")
+
+    replay = NativeEngine(build, jump=replay_jump, seed=6)
+    assert replay.replay(Recording.load(tmp_path / "run.npz")) > 0
+    assert replay.log_sha256() == reference["sha256"]
+    assert replay.tick == live.tick
+    assert replay.counters() == live.counters()
+    for core in (0, 1):
+        assert replay.issued(core).tolist() == reference["issued"][core]
+
+
+def test_recordings_of_both_loops_are_equal(build):
+    from sim.engine.amaranth import run_on_amaranth
+
+    async def record(engine):
+        await engine_software.busy(engine, batches=10)
+        return engine.recording()
+
+    native = NativeEngine(build, record=True).execute(record)
+    python = run_on_amaranth(design(), record, record=True)
+    assert np.array_equal(native.operations, python.operations)
+    assert (native.frames, native.end) == (python.frames, python.end)
+
+
+def test_a_replay_needs_a_fresh_engine_and_a_recording(build):
+    engine = NativeEngine(build, record=True)
+    engine.execute(engine_software.outcome)
+    with pytest.raises(ValueError, match="fresh engine"):
+        engine.replay(engine.recording())
+    with pytest.raises(ValueError, match="record=True"):
+        NativeEngine(build).recording()
+
+
+def test_issued_is_aligned_with_the_issue_events(build):
+    engine = NativeEngine(build)
+    engine.execute(engine_software.outcome)
+    log = EventLog(engine.manifest, engine.log())
+    for core in (0, 1):
+        events = log.select(f"core{core}.issue_event")
+        assert len(events) == len(engine.issued(core)) > 0
+        assert log.log["tick"].tolist() == sorted(log.log["tick"].tolist())
+    keys = list(zip(log.log["tick"].tolist(), log.log["probe"].tolist(), strict=True))
+    assert keys == sorted(keys)
+    assert next(iter(log)).path == engine.manifest.probes[int(log.log["probe"][0])].path
+
+
+def one_core(engine):
+    context = engine.new_context()
+    engine.switch(0, context)
+    return context
+
+
+def test_data_come_back_as_int_or_bytes(build):
+    engine = NativeEngine(build)
+    context = one_core(engine)
+    engine.push(context, K.STORE.value, address=8, size=8, data=0x0123456789ABCDEF)
+    first = engine.push(context, K.LOAD.value, address=8, size=4, notify=True)
+    wake = engine.run_now()[0]
+    assert (wake.kind, wake.value, wake.data) == (WakeKind.COMPLETION, first, 0x89ABCDEF)
+    engine.push(context, K.LOAD.value, address=8, size=16, notify=True)
+    assert engine.run_now()[0].data == bytes.fromhex("efcdab8967452301") + bytes(8)
+
+
+def test_empty_is_told_once(build):
+    engine = NativeEngine(build)
+    context = one_core(engine)
+    assert [w.kind for w in engine.run_now()] == [WakeKind.EMPTY]
+    assert [w.kind for w in engine.run_now()] == [WakeKind.IDLE]
+    assert [w.kind for w in engine.run_now()] == [WakeKind.IDLE]
+    engine.push(context, K.EXECUTE.value, cycles=5)
+    assert [w.kind for w in engine.run_now()] == [WakeKind.EMPTY]
+
+
+def test_halt_completes_at_the_interrupt_and_the_context_resumes(build):
+    engine = NativeEngine(build)
+    context = one_core(engine)
+    halt = engine.push(context, K.HALT.value, notify=True)
+    engine.push_frame(bytes(64), 2, 100)
+    wakes = engine.run_now()
+    assert [(w.kind, w.context) for w in wakes] == [
+        (WakeKind.COMPLETION, context),
+        (WakeKind.INTERRUPT, context),
+    ]
+    assert (wakes[0].value, wakes[1].value) == (halt, 2)
+    engine.switch(0, context)
+    assert engine.run_now()[0].kind == WakeKind.EMPTY
+
+
+def test_an_execute_cut_short_goes_on_for_the_rest(build):
+    engine = NativeEngine(build)
+    context = one_core(engine)
+    work = engine.push(context, K.EXECUTE.value, cycles=1000, uops=4000)
+    fence = engine.push(context, K.FENCE.value, notify=True)
+    engine.push_frame(bytes(64), 2, 100)
+    assert engine.run_now()[0].kind == WakeKind.INTERRUPT
+    handler = engine.new_context()
+    iret = engine.push(handler, K.IRET.value)
+    engine.switch(0, handler)
+    assert engine.run_now()[0].kind == WakeKind.EMPTY
+    engine.switch(0, context)
+    wake = engine.run_now()[0]
+    assert (wake.kind, wake.value) == (WakeKind.COMPLETION, fence)
+    # The IRET takes a few cycles; the EXECUTE is done after its 1000 and those.
+    assert engine.issued(0).tolist() == [work, iret, work, fence]
+    period = engine.manifest.domains[0].period
+    assert 1000 <= engine.tick // period < 1020
+
+
+def test_numbers_are_not_reused_while_in_flight(build):
+    """A load outlasts 256 operations of one cycle: the next holder of its number waits."""
+    engine = NativeEngine(build)
+    context = one_core(engine)
+    for round_ in range(3):
+        engine.push(context, K.STORE.value, address=8 * round_, size=8, data=round_)
+        engine.push(context, K.LOAD.value, address=8 * round_, size=8, notify=True)
+        for _ in range(300):
+            engine.push(context, K.CLI.value)
+    values = []
+    while len(values) < 3:
+        values += [w.data for w in engine.run_now() if w.kind == WakeKind.COMPLETION]
+    assert values == [0, 1, 2]
+
+
+def test_limit_is_where_it_was_asked_for(build):
+    engine = NativeEngine(build)
+    context = one_core(engine)
+    engine.push(context, K.EXECUTE.value, cycles=10_000)
+    engine.push(context, K.FENCE.value, notify=True)
+    wakes = engine.run_now(1234)
+    assert [w.kind for w in wakes] == [WakeKind.LIMIT]
+    assert engine.tick == 1234
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": 15}, "no operation of kind 15"),
+        ({"kind": K.LOAD.value, "size": 0}, "size must be between 1 and 64 bytes, not 0"),
+        ({"kind": K.LOAD.value, "address": 60, "size": 8}, "8 bytes at address 60 cross a line"),
+        ({"kind": K.LOAD.value, "address": 1 << 40, "size": 8}, "an address has 40 bits"),
+        ({"kind": K.MMIO_READ.value, "size": 2}, "4 or 8 bytes, not 2"),
+        ({"kind": K.EXECUTE.value}, "cycles must be between 1 and 4294967295, not 0"),
+        ({"kind": K.EXECUTE.value, "cycles": 1, "uops": 70000}, "uops must be between 0 and 65535"),
+        ({"kind": K.EXECUTE.value, "cycles": 1, "after": 0}, "after must be the handle"),
+        ({"kind": K.STORE.value, "size": 4, "data": b"abc"}, "data has 3 bytes, size says 4"),
+        ({"kind": K.STORE.value, "size": 1, "data": 256}, "data does not fit 1 bytes"),
+        ({"kind": K.STORE.value, "size": 16, "data": 1}, "more than 8 bytes must be bytes"),
+        ({"kind": K.STORE.value, "size": 1, "data": 1, "notify": True}, "never completes"),
+    ],
+)
+def test_bad_operations_are_refused_alike(build, arguments, message):
+    from sim.engine.loop import LoopEngine
+
+    for engine in (NativeEngine(build), LoopEngine(build.manifest, backend=None)):
+        with pytest.raises(ValueError, match=message):
+            engine.push(engine.new_context(), **arguments)
+
+
+def test_bad_contexts_are_refused_alike(build):
+    from sim.engine.loop import LoopEngine
+
+    for engine in (NativeEngine(build), LoopEngine(build.manifest, backend=None)):
+        with pytest.raises(ValueError, match="there is no context 3"):
+            engine.push(3, K.HALT.value)
+        context = one_core(engine)
+        with pytest.raises(ValueError, match="context 0 is on core 0"):
+            engine.switch(1, context)
+        with pytest.raises(ValueError, match="core must be between 0 and 1, not 2"):
+            engine.switch(2, context)
+        engine.push(context, K.HALT.value)
+        with pytest.raises(ValueError, match="still has 1 operations"):
+            engine.free_context(context)
+        with pytest.raises(ValueError, match="1 to 65535 bytes, not 0"):
+            engine.push_frame(b"", 1, 0)
+
+
+def test_waves_show_what_the_log_says(reference, tmp_path):
+    pywellen = pytest.importorskip("pywellen")
+    path = tmp_path / "waves.fst"
+    engine = NativeEngine(build_native(design(), waves=True), waves=path)
+    same(engine.execute(engine_software.outcome), reference)
+    engine.close()
+
+    waves = pywellen.Waveform(str(path))
+    variables = {variable.full_name: variable for variable in waves.all_vars()}
+    picoseconds = 10**12 // engine.manifest.ticks_per_second
+
+    def changes(name):
+        """(picosecond, value) of a port."""
+        return [(at, int(value)) for at, value in variables[f"nicscope.{name}"].tv]
+
+    # The clock of the card rises at executed edges only, each on the schedule.
+    rises = [at for at, value in changes("clk_nic") if value == 1]
+    assert len(rises) == engine.executed()["nic"]
+    assert all(at % (engine.manifest.domains[-1].period * picoseconds) == 0 for at in rises)
+
+    # The issue signal is high just before each edge at which the log has the event.
+    issue = changes("core0_issue")
+    for tick in EventLog(engine.manifest, engine.log()).select("core0.issue_event")["tick"].tolist():
+        assert [value for at, value in issue if at < tick * picoseconds][-1] == 1
