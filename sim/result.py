@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 
 from hw.config import MachineConfig
+from sim.build.manifest import Manifest
+from sim.observe.log import EventLog
 
 __all__ = ["SCHEMA", "Fate", "Observation", "machine_dict", "summarise"]
 
 SCHEMA = "nicscope-result-1"
 
 #: Classes of work a core's cycles are divided into.
-CLASSES = ("idle", "irq", "softirq", "system", "user")
+CLASSES = ("idle", "irq", "softirq", "system", "user")  # in the order of sw.core.Mode
+FUNCTION_MASK = 0xFFF
+MODE_SHIFT = 12
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,22 @@ class Fate:
     dropped: str | None = None  #: reason
     arrived_tick: int | None = None  #: last bit on the wire
 
+    def told(self, ns_per_tick: Fraction) -> str:
+        """One line that says it."""
+        if self.delivered_tick is not None and self.arrived_tick is not None:
+            after = (self.delivered_tick - self.arrived_tick) * ns_per_tick
+            return f"packet {self.packet}: delivered after {round(after)} ns"
+        return f"packet {self.packet}: " + (f"dropped: {self.dropped}" if self.dropped else "in flight at the end")
+
 
 @dataclass(frozen=True)
 class Observation:
     """Everything a run leaves behind, whichever engine it ran on."""
 
-    log: np.ndarray  #: records (tick, probe, four fields), see sim.observe.log
-    probes: Sequence[str]  #: name of each probe number
-    issued: Sequence[np.ndarray]  #: per core: handle of each issued operation, one per record of its issue probe
-    function_of: np.ndarray  #: by handle: index into ``functions``
-    class_of: np.ndarray  #: by handle: index into CLASSES
+    manifest: Manifest
+    log: np.ndarray  #: see sim.observe.log
+    issued: Sequence[np.ndarray]  #: per core: handle of each issued operation, one per event of its issue probe
+    tags: np.ndarray  #: by handle: number of the function in the lower twelve bits, mode above (sw.core.Record)
     functions: Sequence[str]
     delivered: Mapping[int, int]  #: packet id -> handle of the first operation after recv returned it
     dropped: Mapping[int, str]  #: packet id -> reason, hardware and software
@@ -52,8 +62,13 @@ class Observation:
     wall_s: float
 
     def select(self, probe: str) -> np.ndarray:
-        """Records of one probe."""
-        return self.log[self.log["probe"] == self.probes.index(probe)]
+        """Events of one probe, with its fields by name."""
+        return EventLog(self.manifest, self.log).select(probe)
+
+    def written_back(self) -> set[int]:
+        """Ids of the packets the card wrote to memory."""
+        paths = [p.path for p in self.manifest.probes if p.path.startswith("nic.rx.write_back")]
+        return {int(packet) for path in paths for packet in self.select(path)["packet"]}
 
 
 def machine_dict(machine: MachineConfig) -> dict[str, Any]:
@@ -75,7 +90,7 @@ def summarise(
     """
     ns_per_tick = Fraction(10**9, machine.ticks_per_second)
     frames = observation.select("nic.mac.frame")
-    arrived = {int(packet): int(tick) for packet, tick in zip(frames["field0"], frames["tick"], strict=True)}
+    arrived = {int(packet): int(tick) for packet, tick in zip(frames["packet"], frames["tick"], strict=True)}
     issue_tick = _issue_ticks(observation, machine)
 
     fates = [
@@ -89,7 +104,7 @@ def summarise(
     ]
     delivered = [fate for fate in fates if fate.delivered_tick is not None]
     dropped = Counter(fate.dropped for fate in fates if fate.delivered_tick is None and fate.dropped)
-    received = np.unique(observation.select("nic.rx.write_back")["field0"]).size
+    received = len(observation.written_back())
 
     first_tick = _first_frame_start(fates, sizes, machine)
     last_arrival = max((fate.arrived_tick or 0 for fate in fates), default=0)
@@ -109,7 +124,7 @@ def summarise(
         "traffic": dict(traffic),
         "packets": {
             "offered": len(sizes),
-            "received": int(received),
+            "received": received,
             "delivered": len(delivered),
             "transmitted": 0,
             "dropped": dict(sorted(dropped.items())),
@@ -129,11 +144,11 @@ def summarise(
         },
         "latency_ns": _distribution(latencies),
         "cycles_per_packet": {
-            name: cycles / max(int(received), 1) for name, cycles in sorted(by_function.items()) if cycles
+            name: cycles / max(received, 1) for name, cycles in sorted(by_function.items()) if cycles
         },
         "cores": by_class,
         "interrupts": {
-            "raised": int(observation.select("nic.interrupts.msix").size),
+            "raised": int(observation.select("nic.interrupt.msix").size),
             "taken": sum(
                 int(observation.select(f"core{index}.port.interrupt").size) for index in range(machine.core.count)
             ),
@@ -192,17 +207,16 @@ def _attribute(
         handles = observation.issued[index][: ticks.size]
         ends = np.append(ticks[1:], observation.end_tick)
         spans = (np.maximum(ends, first_tick) - np.maximum(ticks, first_tick)) / period
-        classes = np.bincount(observation.class_of[handles], weights=spans, minlength=len(CLASSES))
+        mode_of, function_of = observation.tags[handles] >> MODE_SHIFT, observation.tags[handles] & FUNCTION_MASK
+        classes = np.bincount(mode_of, weights=spans, minlength=len(CLASSES))
         by_class.append(
             {
                 "busy": float(classes.sum() - classes[0]),
                 **{name: float(cycles) for name, cycles in zip(CLASSES, classes, strict=True)},
             }
         )
-        caused = np.isin(observation.class_of[handles], [CLASSES.index(c) for c in ("irq", "softirq", "system")])
-        totals = np.bincount(
-            observation.function_of[handles][caused], weights=spans[caused], minlength=len(observation.functions)
-        )
+        caused = np.isin(mode_of, [CLASSES.index(c) for c in ("irq", "softirq", "system")])
+        totals = np.bincount(function_of[caused], weights=spans[caused], minlength=len(observation.functions))
         for name, cycles in zip(observation.functions, totals, strict=True):
             by_function[name] += float(cycles)
     return dict(by_function), by_class
