@@ -55,7 +55,8 @@ class L1Cache(wiring.Component):
     **Progress.** When a line arrives, the loads that wait for it, and the oldest store if it may write the line now,
     go before any Probe, any eviction and any other Grant. So no line comes in vain, whatever the last level does,
     and a Probe waits for at most ``core.load_queue`` loads, a store, and for channel C, on which it takes turns with
-    the Releases.
+    the Releases. Loads and stores that found no free MSHR get the next ones by turns, before newcomers. A
+    GrantAck leaves before any later Acquire.
 
     The core never has more than ``core.load_queue`` loads without an answer in this cache (prefetches
     not counted).
@@ -123,6 +124,7 @@ class L1Cache(wiring.Component):
         self._store_asleep = Signal(name="store_asleep")  # until an MSHR retires
         self._store_missed = Signal(name="store_missed")
         self._store_starved = Signal(name="store_starved")  # the next free MSHR is for it
+        self._store_allocated_last = Signal(name="store_allocated_last")  # then waiting loads come first
         # The line that arrived last, and what waits for it
         self._draining = Signal(name="draining")
         self._drain_index = Signal(range(l1.mshrs), name="drain_index")
@@ -210,7 +212,7 @@ class L1Cache(wiring.Component):
             c_free.eq(idle_c & ~in_stage_1[Kind.PROBE] & ~in_stage_1[Kind.ALLOCATE]),
             store_ready.eq(self._store_valid & ~self._store_asleep & ~in_stage_1[Kind.STORE]),
         ]
-        may_allocate = misses.unissued & ~self._blocked & ~granted & ~tilelink.a.valid & c_free
+        may_allocate = misses.unissued & ~self._blocked & ~granted & ~tilelink.a.valid & ~tilelink.e.valid & c_free
 
         with m.If(self._write_tag):
             pass  # the tags would be read as they were before
@@ -299,13 +301,16 @@ class L1Cache(wiring.Component):
                 waiting.hit.eq(1),
             ]
         with m.Else():
-            may_allocate = ~misses.match & misses.free & ~self._store_starved
+            first_come = self._replay | ~waiting.any_stranded
+            may_allocate = ~misses.match & misses.free & ~self._store_starved & first_come
             m.d.comb += [
                 misses.allocate.eq(may_allocate),
                 misses.attach.eq((misses.match | may_allocate) & ~prefetch),
                 waiting.miss.eq(~prefetch),
                 waiting.stranded.eq(~misses.match & ~may_allocate & ~prefetch),
             ]
+            with m.If(may_allocate):
+                m.d[self.domain] += self._store_allocated_last.eq(0)
             self.miss.emit(m, may_allocate, line=self._line, write=0)
             self.load_misses.increment(m, ~self._replay & ~prefetch)
 
@@ -322,8 +327,10 @@ class L1Cache(wiring.Component):
             ]
             m.d[self.domain] += [self._store_starved.eq(0), self._drain_store.eq(0)]
         with m.Else():
-            allocate = ~misses.match & misses.free
-            m.d.comb += [misses.allocate.eq(allocate), misses.want_trunk.eq(misses.match | misses.free)]
+            allocate = ~misses.match & misses.free & ~(self._store_allocated_last & self.waiting.any_stranded)
+            m.d.comb += [misses.allocate.eq(allocate), misses.want_trunk.eq(misses.match | allocate)]
+            with m.If(allocate):
+                m.d[self.domain] += self._store_allocated_last.eq(1)
             m.d[self.domain] += [
                 self._store_asleep.eq(1),
                 self._store_missed.eq(1),

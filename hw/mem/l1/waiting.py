@@ -18,7 +18,7 @@ class WaitingLoads(wiring.Component):
     A load that missed keeps a slot from its first miss until it hits. It waits for the MSHR of its line, whose
     refill wakes it, or, when there was no MSHR for it, for one to be free (``may_retry``). ``load``, ``replay``,
     ``replay_slot``, ``miss``, ``stranded`` and ``hit`` speak of the load in stage 1 of the pipeline, ``next`` of
-    the one that could enter stage 0.
+    the one that could enter stage 0. Loads without an MSHR retry in rounds: each once before any again.
 
     Arguments:
         depth: slots.
@@ -39,6 +39,7 @@ class WaitingLoads(wiring.Component):
                 "wake": In(1),  #: a line has arrived: replay the loads in ``waiters``
                 "waiters": In(depth),
                 "may_retry": In(1),  #: an MSHR is free for a stranded load
+                "any_stranded": Out(1),  #: some load waits for an MSHR
                 "woken": Out(1),  #: ``next`` is there because its line has arrived
                 "retry": Out(1),  #: else: ``next`` is there because an MSHR is free
                 "next": Out(L1Load),
@@ -53,6 +54,7 @@ class WaitingLoads(wiring.Component):
         used = Signal(self.depth)
         woken = Signal(self.depth)
         stranded = Signal(self.depth)
+        served = Signal(self.depth)
         m.submodules.loads = loads = Memory(shape=L1Load, depth=self.depth, init=[])
         write = loads.write_port(domain=self.domain)
         read = loads.read_port(domain="comb")
@@ -73,10 +75,15 @@ class WaitingLoads(wiring.Component):
 
         # The load for stage 0
         taken = Signal(self.depth)
+        unserved = Signal(self.depth)
+        candidates = Signal(self.depth)
         m.d.comb += [
             self.woken.eq(woken.any()),
-            self.retry.eq(stranded.any() & self.may_retry & ~self.woken),
-            self.next_slot.eq(first_set(m, Mux(self.woken, woken, stranded), "next_index")),
+            self.any_stranded.eq(stranded.any()),
+            self.retry.eq(self.any_stranded & self.may_retry & ~self.woken),
+            unserved.eq(stranded & ~served),
+            candidates.eq(Mux(self.woken, woken, Mux(unserved.any(), unserved, stranded))),
+            self.next_slot.eq(first_set(m, candidates, "next_index")),
             read.addr.eq(self.next_slot),
             self.next.eq(read.data),
         ]
@@ -86,6 +93,10 @@ class WaitingLoads(wiring.Component):
             m.d[self.domain] += woken.eq(self.waiters)
         with m.Elif(self.take):
             m.d[self.domain] += woken.eq(woken & ~taken)
+        with m.If(self.stranded & self.replay):
+            m.d[self.domain] += served.eq(served & ~slot)  # in vain: still its turn
+        with m.Elif(self.take & ~self.woken):
+            m.d[self.domain] += served.eq(Mux(unserved.any(), served, 0) | taken)
         with m.If(self.take | self.stranded):
             m.d[self.domain] += stranded.eq((stranded & ~taken) | Mux(self.stranded, slot, 0))
         return m

@@ -568,6 +568,18 @@ def test_a_store_gets_the_next_free_mshr():
     Bench(l1=l1_config(mshrs=1), delay=(30, 30)).run(process)
 
 
+def test_no_load_is_passed_for_ever():
+    async def process(ctx, bench):
+        for i in range(60):
+            bench.load(0x100 + i)
+            bench.store(0x200 + i)
+        await bench.settle(ctx, limit=10_000)
+        waits = [bench.answered[i] - bench.accepted[i] for i in range(60)]
+        assert max(waits) < 10 * 45, "each waits for at most the loads and stores before it"
+
+    Bench(l1=l1_config(mshrs=1), core=core_config(load_queue=4), delay=(20, 20)).run(process)
+
+
 def test_progress_under_hostile_probing():
     """Another agent takes every line the moment it may: each Grant still serves what waited for it."""
 
@@ -604,7 +616,7 @@ def test_random(l1, core, last_level):
         rng, sets = bench.rng, bench.dut.l1.sets
         tags = [rng.getrandbits(20) for _ in range(max(4, 2 * bench.dut.l1.ways))]
         pool = [tag * sets + rng.randrange(sets) % 3 for tag in tags] + [0, sets]
-        operations = 500
+        operations = 400
         while operations > 0:
             assert bench.cycle < bench.progress + 1000
             hot = rng.random() < 0.5
