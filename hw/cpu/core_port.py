@@ -31,7 +31,8 @@ class _FetchRegister(wiring.Component):
         self.domain = domain
         super().__init__(
             {
-                "load": In(1),
+                "ready": In(1),
+                "valid": In(1),
                 "operation": In(Operation),
                 "kind": Out(OperationKind),
                 "id": Out(OP_ID_WIDTH),
@@ -48,17 +49,19 @@ class _FetchRegister(wiring.Component):
         m = Module()
         m.submodules.row = row = Memory(shape=LINE_BITS, depth=1, init=[])
         write, read = row.write_port(domain=self.domain), row.read_port(domain="comb")
-        m.d.comb += [write.en.eq(self.load), write.data.eq(self.operation.data), self.data.eq(read.data)]
-        with m.If(self.load):
-            m.d[self.domain] += [
-                self.kind.eq(self.operation.kind),
-                self.id.eq(self.operation.id),
-                self.address.eq(data.View(ByteAddress, self.operation.address)),
-                self.size.eq(self.operation.size),
-                self.cycles.eq(self.operation.cycles),
-                self.after_valid.eq(self.operation.after_valid),
-                self.after.eq(self.operation.after),
-            ]
+        m.d.comb += [write.en.eq(self.ready & self.valid), write.data.eq(self.operation.data), self.data.eq(read.data)]
+        # Nested, not one condition: no logic of its own may hang on an input of the host.
+        with m.If(self.ready):
+            with m.If(self.valid):
+                m.d[self.domain] += [
+                    self.kind.eq(self.operation.kind),
+                    self.id.eq(self.operation.id),
+                    self.address.eq(data.View(ByteAddress, self.operation.address)),
+                    self.size.eq(self.operation.size),
+                    self.cycles.eq(self.operation.cycles),
+                    self.after_valid.eq(self.operation.after_valid),
+                    self.after.eq(self.operation.after),
+                ]
         return m
 
 
@@ -201,7 +204,8 @@ class CorePort(wiring.Component):
         m.submodules.fetch_register = self._operation
         m.d.comb += [
             offer.ready.eq(~self._taking & (~self._fetched | self._issuing)),
-            self._operation.load.eq(offer.ready & offer.valid),
+            self._operation.ready.eq(offer.ready),
+            self._operation.valid.eq(offer.valid),
             self._operation.operation.eq(offer.payload),
         ]
         with m.If(offer.ready):
