@@ -16,7 +16,7 @@ from hw.lib.time import NOW_WIDTH, Timer
 
 from .dram_data import DramData
 from .dram_queue import DramQueue
-from .dram_timing import DramCommand, DramTiming, bank_of
+from .dram_timing import DramCommand, DramTiming, line_layout, line_of, place_of
 
 __all__ = ["DramController"]
 
@@ -38,7 +38,7 @@ class DramController(wiring.Component):
     edge at which ``port.response`` can be taken: ``FRONT_END + CL + BURST`` with its row open, ``tRCD`` more with its
     bank closed, ``tRP + tRCD`` more with another row open (for longer than tRAS).
 
-    Lines are placed by :func:`~hw.mem.dram_timing.address_layout`. Requests beyond the configured size are an error of
+    Lines are placed by :func:`~hw.mem.dram_timing.line_layout`. Requests beyond the configured size are an error of
     the requester: they wrap around and are counted in ``out_of_range``.
 
     Arguments:
@@ -116,7 +116,6 @@ class DramController(wiring.Component):
                 m.d.comb += queue.pick.eq(index)
 
         # The command
-        picked_bank = bank_of(queue.picked.address)
         closing = timing.can_precharge
         with m.If(refresh_due):
             for index in reversed(range(self.config.banks)):
@@ -125,7 +124,7 @@ class DramController(wiring.Component):
             m.d.comb += issue.eq(closing.any() | timing.can_refresh)
             m.d.comb += command.eq(Mux(timing.can_refresh, DramCommand.REF, DramCommand.PRE))
         with m.Else():
-            m.d.comb += [bank.eq(picked_bank), queue.serves.eq(candidates.any()), issue.eq(queue.serves)]
+            m.d.comb += [bank.eq(queue.picked.place.bank), queue.serves.eq(candidates.any()), issue.eq(queue.serves)]
             with m.If(columns.any()):
                 m.d.comb += command.eq(Mux(serve_writes, DramCommand.WR, DramCommand.RD))
             with m.Elif(timing.open.bit_select(bank, 1)):
@@ -138,7 +137,7 @@ class DramController(wiring.Component):
             burst.eq(issue & ((command == DramCommand.RD) | (command == DramCommand.WR))),
             data.issue.eq(burst),
             data.write.eq(command == DramCommand.WR),
-            data.line.eq(queue.picked.address),
+            *line_of(queue.picked.place, line_layout(self.config)(data.line)),
             data.tag.eq(queue.picked.tag),
             data.slot_issued.eq(queue.picked.slot),
         ]
@@ -160,7 +159,7 @@ class DramController(wiring.Component):
             request.ready.eq(queue.request.ready & data.can_store),
             accept.eq(request.valid & request.ready),
             queue.request.payload.op.eq(payload.op),
-            queue.request.payload.address.eq(payload.line[:line_width]),
+            *place_of(line_layout(self.config)(payload.line[:line_width]), queue.request.payload.place),
             queue.request.payload.tag.eq(payload.tag),
             queue.request.payload.slot.eq(data.slot),
             data.store.eq(accept & (payload.op == MemoryOp.WRITE)),
@@ -236,7 +235,7 @@ class DramController(wiring.Component):
     def _elaborate_observation(self, m: Module, issue: Signal, command: Signal, bank: Signal, burst: Signal) -> None:
         """Probe and counters."""
         queue = self.queue
-        self.issued.emit(m, issue, command=command, bank=bank, row=queue.picked.address.row)
+        self.issued.emit(m, issue, command=command, bank=bank, row=queue.picked.place.row)
         self.reads.increment(m, issue & (command == DramCommand.RD))
         self.writes.increment(m, issue & (command == DramCommand.WR))
         self.activates.increment(m, issue & (command == DramCommand.ACT))

@@ -9,14 +9,14 @@ from amaranth.utils import exact_log2
 from hw.bus.memory import MemoryOp
 from hw.config import DramConfig
 
-from .dram_timing import DramCommand, address_layout, bank_of
+from .dram_timing import DramCommand, place_layout
 
 __all__ = ["DramQueue", "request_layout"]
 
 
 def request_layout(config: DramConfig, slot_width: int) -> data.StructLayout:
     """A request as the queue holds it; the data of a write waits elsewhere, in ``slot``."""
-    return data.StructLayout({"op": MemoryOp, "address": address_layout(config), "tag": 8, "slot": slot_width})
+    return data.StructLayout({"place": place_layout(config), "op": MemoryOp, "tag": 8, "slot": slot_width})
 
 
 class DramQueue(wiring.Component):
@@ -78,28 +78,28 @@ class DramQueue(wiring.Component):
 
         # Taking one out moves the younger ones up; a new one goes behind the last.
         remove, accept = Signal(), Signal()
-        valid_left, place = Signal(size), Signal(size)
+        valid_left, vacancy = Signal(size), Signal(size)
         older = Signal(size)
         m.d.comb += [
             self.request.ready.eq(~self.valid[-1]),
             accept.eq(self.request.valid & self.request.ready),
             remove.eq(self.issue & ((self.command == DramCommand.RD) | (self.command == DramCommand.WR))),
             valid_left.eq(Mux(remove, self.valid >> 1, self.valid)),
-            place.eq(Cat(1, valid_left) & ~valid_left),
+            vacancy.eq(Cat(1, valid_left) & ~valid_left),
             older.eq((1 << self.pick) - 1),
         ]
 
         def moved_up(vector: Value) -> Value:
             return Mux(remove, (vector & older) | (vector >> 1) & ~older, vector)
 
-        m.d.dram += self.valid.eq(valid_left | accept.replicate(size) & place)
+        m.d.dram += self.valid.eq(valid_left | accept.replicate(size) & vacancy)
         with m.If(remove):
             for index in range(size - 1):
                 with m.If(self.pick <= index):
                     m.d.dram += entries[index].eq(entries[index + 1])
         with m.If(accept):
             for index in range(size):
-                with m.If(place[index]):
+                with m.If(vacancy[index]):
                     m.d.dram += entries[index].eq(new)
 
         # What the scheduler has chosen
@@ -108,54 +108,46 @@ class DramQueue(wiring.Component):
             self.picked_opened.eq(opened.bit_select(self.pick, 1)),
             self.picked_closed.eq(closed.bit_select(self.pick, 1)),
         ]
-        m.d.comb += [bank.eq(bank_of(entry.address)) for bank, entry in zip(self.bank, entries, strict=True)]
+        m.d.comb += [bank.eq(entry.place.bank) for bank, entry in zip(self.bank, entries, strict=True)]
 
-        # Open row: of those waiting, and of the new one, whose bank may change at this very edge
-        opens, closes = Signal(), Signal()
-        same_bank, same_row = Signal(size), Signal(size)
-        new_bank, new_hit = Signal.like(self.command_bank), Signal()
-        picked_row = self.picked.address.row
-        m.submodules.open_rows = rows = Memory(shape=len(picked_row), depth=self.config.banks, init=[])
+        # Open row: of those waiting, and of the new one, whose bank may change at this very edge. Comparisons of all
+        # requests stand inside the conditions under which they matter, so that they simulate fast.
+        opens, closes, new_hit, hit = Signal(), Signal(), Signal(), Signal(size)
+        place = self.picked.place
+        m.submodules.open_rows = rows = Memory(shape=len(place.row), depth=self.config.banks, init=[])
         row_written, row_asked = rows.write_port(domain="dram"), rows.read_port(domain="comb")
         m.d.comb += [
             opens.eq(self.issue & (self.command == DramCommand.ACT)),
             closes.eq(self.issue & (self.command == DramCommand.PRE)),
-            same_bank.eq(Cat(bank == self.command_bank for bank in self.bank)),
-            same_row.eq(Cat(entry.address.row == picked_row for entry in entries)),
             row_written.en.eq(opens),
-            row_written.addr.eq(self.command_bank),
-            row_written.data.eq(picked_row),
-            new_bank.eq(bank_of(new.address)),
-            row_asked.addr.eq(new_bank),
-            new_hit.eq(self.open.bit_select(new_bank, 1) & (row_asked.data == new.address.row)),
+            row_written.addr.eq(place.bank),
+            row_written.data.eq(place.row),
+            row_asked.addr.eq(new.place.bank),
+            new_hit.eq(self.open.bit_select(new.place.bank, 1) & (row_asked.data == new.place.row)),
+            hit.eq(self.hit),
         ]
-        with m.If((opens | closes) & (new_bank == self.command_bank)):
-            m.d.comb += new_hit.eq(opens & (new.address.row == picked_row))
-        hit, opening, closing = Signal(size), Signal(size), Signal(size)
-        m.d.comb += [
-            opening.eq(opens.replicate(size) & same_bank & same_row),
-            closing.eq(closes.replicate(size) & same_bank),
-            hit.eq((self.hit | opening) & ~closing),
-        ]
+        with m.If((opens | closes) & (new.place.bank == self.command_bank)):
+            m.d.comb += new_hit.eq(opens & (new.place.row == place.row))
+        with m.If(opens):
+            in_row = [(entry.place.bank == place.bank) & (entry.place.row == place.row) for entry in entries]
+            m.d.comb += hit.eq(self.hit | Cat(in_row))
+        with m.If(closes):
+            m.d.comb += hit.eq(self.hit & Cat(bank != self.command_bank for bank in self.bank))
 
         # Order of requests to one line
-        same_line, leaving, released, waiting = Signal(size), Signal(size), Signal(size), Signal(size)
-        new_write, new_blocked = Signal(), Signal()
+        staying, waiting, new_write, new_blocked = Signal(size), Signal(size), Signal(), Signal()
         m.d.comb += [
             new_write.eq(new.op == MemoryOp.WRITE),
-            leaving.eq(remove << self.pick),
-            new_blocked.eq(
-                (
-                    Cat(entry.address == new.address for entry in entries)
-                    & self.valid
-                    & ~leaving
-                    & (self.write | new_write.replicate(size))
-                ).any()
-            ),
-            same_line.eq(Cat(entry.address == self.picked.address for entry in entries) & self.valid & ~leaving),
-            released.eq(same_line & -same_line),
-            waiting.eq(self.blocked & ~(remove.replicate(size) & released)),
+            staying.eq(self.valid & ~(remove << self.pick)),
+            waiting.eq(self.blocked),
         ]
+        with m.If(accept):
+            same_line = Cat(entry.place == new.place for entry in entries)
+            m.d.comb += new_blocked.eq((same_line & staying & (self.write | new_write.replicate(size))).any())
+        with m.If(remove):
+            released = Signal(size)
+            m.d.comb += released.eq(Cat(entry.place == place for entry in entries) & staying)
+            m.d.comb += waiting.eq(self.blocked & ~(released & -released))
 
         # The vectors follow the requests
         served = (self.issue & self.serves) << self.pick
@@ -168,5 +160,5 @@ class DramQueue(wiring.Component):
         ):
             m.d.dram += vector.eq(moved_up(now))
             with m.If(accept):
-                m.d.dram += vector.eq(moved_up(now) & ~place | of_new.replicate(size) & place)
+                m.d.dram += vector.eq(moved_up(now) & ~vacancy | of_new.replicate(size) & vacancy)
         return m

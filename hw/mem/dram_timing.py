@@ -1,14 +1,15 @@
 """What the DRAM's rules allow: open rows and the earliest edge of every command."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, enum, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from hw.config import DramConfig
 from hw.lib.time import NOW_WIDTH
 
-__all__ = ["DramCommand", "DramTiming", "address_layout", "bank_of"]
+__all__ = ["DramCommand", "DramTiming", "line_layout", "line_of", "place_layout", "place_of"]
 
 
 class DramCommand(enum.Enum, shape=3):
@@ -21,8 +22,8 @@ class DramCommand(enum.Enum, shape=3):
     REF = 4  #: refresh all banks; all must be closed
 
 
-def address_layout(config: DramConfig) -> data.StructLayout:
-    """How a line's number picks its place.
+def line_layout(config: DramConfig) -> data.StructLayout:
+    """How the number of a line picks its place.
 
     The bank group lies lowest: consecutive lines alternate between groups, so a stream of them needs only
     tCCD_S between bursts and fills the data bus. Then come the columns of a row, so that the stream keeps its
@@ -38,9 +39,25 @@ def address_layout(config: DramConfig) -> data.StructLayout:
     )
 
 
-def bank_of(address: data.View) -> Cat:
-    """Number of the bank among all groups: the group in the low bits."""
-    return Cat(address.group, address.bank)
+def place_layout(config: DramConfig) -> data.StructLayout:
+    """A place in DRAM. ``bank`` counts through all groups, with the group in its low bits."""
+    return data.StructLayout(
+        {
+            "bank": exact_log2(config.banks),
+            "row": exact_log2(config.rows),
+            "column": exact_log2(config.lines_per_row),
+        }
+    )
+
+
+def place_of(line: data.View, place: data.View) -> list:
+    """Statements that set a place to that of a line."""
+    return [place.bank.eq(Cat(line.group, line.bank)), place.row.eq(line.row), place.column.eq(line.column)]
+
+
+def line_of(place: data.View, line: data.View) -> list:
+    """Statements that set a line to the one at a place."""
+    return [Cat(line.group, line.bank).eq(place.bank), line.row.eq(place.row), line.column.eq(place.column)]
 
 
 class DramTiming(wiring.Component):
@@ -84,9 +101,10 @@ class DramTiming(wiring.Component):
         def deadlines(name: str, count: int) -> list[Signal]:
             return [Signal(NOW_WIDTH, name=f"{name}{index}") for index in range(count)]
 
-        # Of each bank: the end of tRCD or tRP, whichever its last ACT or PRE began, and of tRAS, tRTP and tWR
-        self._ready_at = deadlines("ready_at", banks)
-        self._recovered_at = deadlines("recovered_at", banks)
+        # Of each bank: the end of tRCD or tRP, whichever its last ACT or PRE began, and of tRAS, tRTP and tWR. All are
+        # read in every cycle and one is written: registers for silicon, memories because they simulate faster.
+        self._ready_at = Memory(shape=NOW_WIDTH, depth=banks, init=[])
+        self._recovered_at = Memory(shape=NOW_WIDTH, depth=banks, init=[])
         # Of each group, after a command to the same group (the _L constraints)
         groups = config.bank_groups
         kinds = {DramCommand.ACT: "activate", DramCommand.RD: "read", DramCommand.WR: "write"}
@@ -100,14 +118,17 @@ class DramTiming(wiring.Component):
     def elaborate(self, platform):
         """Elaborate: what each command delays, then what may be issued now, then when what is wanted may be."""
         m = Module()
+        m.submodules.ready_at = self._ready_at
+        m.submodules.recovered_at = self._recovered_at
         self._elaborate_banks(m)
         self._elaborate_groups(m)
         self._elaborate_rank(m)
 
+        every_bank = range(self.config.banks)
         ready, recovered = Signal(self.config.banks), Signal(self.config.banks)
         m.d.comb += [
-            ready.eq(self._reached(self._ready_at)),
-            recovered.eq(self._reached(self._recovered_at)),
+            ready.eq(self._reached([_row(m, self._ready_at, bank) for bank in every_bank])),
+            recovered.eq(self._reached([_row(m, self._recovered_at, bank) for bank in every_bank])),
             self.can_activate.eq(~self.open & ready & self._admitted(DramCommand.ACT)),
             self.can_precharge.eq(self.open & recovered),
             self.can_read.eq(self.open & ready & self._admitted(DramCommand.RD)),
@@ -115,11 +136,11 @@ class DramTiming(wiring.Component):
             self.can_refresh.eq(~self.open.any() & ready.all()),
         ]
 
-        ready_at = Signal(NOW_WIDTH)
-        m.d.comb += ready_at.eq(Array(self._ready_at)[self.wanted_bank])
+        ready_at = _row(m, self._ready_at, self.wanted_bank)
+        recovered_at = _row(m, self._recovered_at, self.wanted_bank)
         with m.Switch(self.wanted):
             with m.Case(DramCommand.PRE):
-                m.d.comb += self.allowed_at.eq(Array(self._recovered_at)[self.wanted_bank])
+                m.d.comb += self.allowed_at.eq(recovered_at)
             for kind, group_at in self._group_at.items():
                 with m.Case(kind):
                     own_group_at = Array(group_at)[self._group(self.wanted_bank)]
@@ -141,54 +162,50 @@ class DramTiming(wiring.Component):
         of_groups = self._reached(self._group_at[kind]).replicate(self.config.banks_per_group)
         return Mux(self._reached(self._rank_deadlines(kind)).all(), of_groups, 0)
 
-    def _after(self, m: Module, name: str, cycles: int) -> Signal:
-        """The edge ``cycles`` after this one, computed once for all who need it."""
-        edge = Signal(NOW_WIDTH, name=f"after_{name}")
-        m.d.comb += edge.eq(self.now + cycles)
-        return edge
-
     def _elaborate_banks(self, m: Module) -> None:
         config = self.config
-        after_tRCD = self._after(m, "tRCD", config.tRCD)
-        after_tRAS = self._after(m, "tRAS", config.tRAS)
-        after_tRP = self._after(m, "tRP", config.tRP)
-        after_tRTP = self._after(m, "tRTP", config.tRTP)
-        after_tWR = self._after(m, "tWR", config.CWL + config.BURST + config.tWR)
-        for index, (ready_at, recovered_at) in enumerate(zip(self._ready_at, self._recovered_at, strict=True)):
-            with m.If(self.issue & (self.bank == index)):
-                with m.Switch(self.command):
-                    with m.Case(DramCommand.ACT):
-                        m.d.dram += self.open[index].eq(1)
-                        m.d.dram += ready_at.eq(after_tRCD)
-                        m.d.dram += recovered_at.eq(after_tRAS)
-                    with m.Case(DramCommand.PRE):
-                        m.d.dram += self.open[index].eq(0)
-                        m.d.dram += ready_at.eq(after_tRP)
-                    with m.Case(DramCommand.RD):
-                        with m.If(recovered_at < after_tRTP):
-                            m.d.dram += recovered_at.eq(after_tRTP)
-                    with m.Case(DramCommand.WR):
-                        with m.If(recovered_at < after_tWR):
-                            m.d.dram += recovered_at.eq(after_tWR)
+        ready_at = self._ready_at.write_port(domain="dram")
+        recovered_at = self._recovered_at.write_port(domain="dram")
+        recovered_already_at = _row(m, self._recovered_at, self.bank)
+        recovered_after = Signal(NOW_WIDTH)
+        own = 1 << self.bank
+        m.d.comb += [
+            ready_at.addr.eq(self.bank),
+            ready_at.data.eq(self.now + Mux(self.command == DramCommand.ACT, config.tRCD, config.tRP)),
+            recovered_at.addr.eq(self.bank),
+            recovered_at.data.eq(_latest(m, recovered_already_at, recovered_after)),
+        ]
+        with m.If(self.issue):
+            with m.Switch(self.command):
+                with m.Case(DramCommand.ACT):
+                    m.d.dram += self.open.eq(self.open | own)
+                    m.d.comb += [ready_at.en.eq(1), recovered_at.en.eq(1)]
+                    m.d.comb += recovered_after.eq(self.now + config.tRAS)
+                with m.Case(DramCommand.PRE):
+                    m.d.dram += self.open.eq(self.open & ~own)
+                    m.d.comb += ready_at.en.eq(1)
+                with m.Case(DramCommand.RD):
+                    m.d.comb += recovered_at.en.eq(1)
+                    m.d.comb += recovered_after.eq(self.now + config.tRTP)
+                with m.Case(DramCommand.WR):
+                    m.d.comb += recovered_at.en.eq(1)
+                    m.d.comb += recovered_after.eq(self.now + config.CWL + config.BURST + config.tWR)
 
     def _elaborate_groups(self, m: Module) -> None:
         # No maximum is needed here nor for the rank: a command is issued only past the deadline of its kind, and the
         # deadlines it sets lie beyond those.
         config = self.config
-        after_tRRD_L = self._after(m, "tRRD_L", config.tRRD_L)
-        after_tCCD_L = self._after(m, "tCCD_L", config.tCCD_L)
-        after_tWTR_L = self._after(m, "tWTR_L", config.CWL + config.BURST + config.tWTR_L)
         for index in range(config.bank_groups):
             activate_at, read_at, write_at = (deadlines[index] for deadlines in self._group_at.values())
             with m.If(self.issue & (self._group(self.bank) == index)):
                 with m.Switch(self.command):
                     with m.Case(DramCommand.ACT):
-                        m.d.dram += activate_at.eq(after_tRRD_L)
+                        m.d.dram += activate_at.eq(self.now + config.tRRD_L)
                     with m.Case(DramCommand.RD):
-                        m.d.dram += read_at.eq(after_tCCD_L)
+                        m.d.dram += read_at.eq(self.now + config.tCCD_L)
                     with m.Case(DramCommand.WR):
-                        m.d.dram += write_at.eq(after_tCCD_L)
-                        m.d.dram += read_at.eq(after_tWTR_L)
+                        m.d.dram += write_at.eq(self.now + config.tCCD_L)
+                        m.d.dram += read_at.eq(self.now + config.CWL + config.BURST + config.tWTR_L)
 
     def _elaborate_rank(self, m: Module) -> None:
         config = self.config
@@ -208,6 +225,13 @@ class DramTiming(wiring.Component):
                     m.d.dram += read_at.eq(self.now + config.CWL + config.BURST + config.tWTR_S)
                 with m.Case(DramCommand.REF):
                     m.d.dram += self._refreshed_at.eq(self.now + config.tRFC)
+
+
+def _row(m: Module, memory: Memory, index: ValueLike) -> Value:
+    """One row of a memory, as it is now."""
+    port = memory.read_port(domain="comb")
+    m.d.comb += port.addr.eq(index)
+    return port.data
 
 
 def _latest(m: Module, first: Value, *others: Value) -> Value:
