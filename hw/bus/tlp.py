@@ -45,8 +45,8 @@ class TlpBeat(data.Struct):
     COMPLETION without data are one beat.
     """
 
+    data: LINE_BITS  # first, so that its words lie on word boundaries in a compiled simulation
     header: TlpHeader
-    data: LINE_BITS
     first: 1
     last: 1
 

@@ -1,10 +1,18 @@
 """The Ethernet frame check sequence over whole 64-byte beats (IEEE 802.3, section 3.2.9)."""
 
-from amaranth.hdl import Cat, Const, Module, Signal, ValueLike
+from pathlib import Path
+
+from amaranth.hdl import Cat, Const, Instance, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
 
 from hw.bus.tilelink import LINE_BITS, LINE_BYTES
+from hw.lib.platform import CompiledSimulation
 
-__all__ = ["CRC_INIT", "CRC_RESIDUES", "crc_step", "next_crc"]
+__all__ = ["CRC_INIT", "CRC_RESIDUES", "CRC_VERILOG", "Crc32", "next_crc"]
+
+#: The Verilog module that :class:`Crc32` instantiates in compiled builds.
+CRC_VERILOG = Path(__file__).with_name("crc.v")
 
 #: Generator polynomial, least significant bit first.
 _POLYNOMIAL = 0xEDB88320
@@ -40,11 +48,29 @@ def _masks() -> list[int]:
     return [sum((column >> bit & 1) << i for i, column in enumerate(columns)) for bit in range(32)]
 
 
-def crc_step(m: Module, crc: ValueLike, data: ValueLike) -> Cat:
-    """The CRC register ``crc`` after the 64 bytes of ``data``: 32 parities of 512 bits.
+class Crc32(wiring.Component):
+    """The CRC register ``crc`` after the 64 bytes of ``data``: combinational; ``next`` counts while ``valid``.
 
-    The expression is meant to stand inside an ``If``: it is the most expensive one of the card.
+    Each bit is the parity of some of 544 bits. A compiled simulation would work all of them out at every edge; so
+    under :class:`~hw.lib.platform.CompiledSimulation` this is an instance of ``crc.v``, equal while ``valid``.
     """
-    folded = Signal(LINE_BITS, name="crc_folded")
-    m.d.comb += folded.eq(data ^ crc)
-    return Cat((folded & Const(mask, LINE_BITS)).xor() for mask in _masks())
+
+    valid: In(1)
+    crc: In(32)
+    data: In(LINE_BITS)
+    next: Out(32)
+
+    def elaborate(self, platform):
+        """Elaborate as an instance or as parities, see the class."""
+        m = Module()
+        if isinstance(platform, CompiledSimulation):
+            platform.add_file(CRC_VERILOG.name, CRC_VERILOG.read_text())
+            m.submodules.crc32 = Instance(
+                "nicscope_crc32", i_valid=self.valid, i_crc=self.crc, i_data=self.data, o_next=self.next
+            )
+            return m
+        folded = Signal(LINE_BITS)
+        with m.If(self.valid):
+            m.d.comb += folded.eq(self.data ^ self.crc)
+        m.d.comb += self.next.eq(Cat((folded & Const(mask, LINE_BITS)).xor() for mask in _masks()))
+        return m

@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from hw.bus.tilelink import LINE_BYTES
 from hw.bus.tlp import TlpHeader, TlpStream, TlpType
 from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
@@ -293,8 +294,8 @@ class Interrupts(wiring.Component):
             self.send.payload.first.eq(1),
             self.send.payload.last.eq(1),
         ]
-        with m.If(busy):
-            m.d.comb += self.send.payload.data.word_select(header.address[2:6], 32).eq(message)
+        # In all lanes: those beside the address do not count
+        m.d.comb += self.send.payload.data.eq(message.replicate(LINE_BYTES // 4))
         gone = busy & self.send.ready
         self.msix.emit(m, gone, vector=vector, cause=cause)
         self.messages.increment(m, gone)

@@ -5,13 +5,22 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import Out
 
 from hw.bus.memory import PACKET_WIDTH
-from hw.bus.tilelink import PHYSICAL_ADDRESS_WIDTH
-from hw.bus.wire import PacketBeat
+from hw.bus.tilelink import LINE_BITS, PHYSICAL_ADDRESS_WIDTH
 
 from .descriptors import PacketType
 from .registers import Register
 
-__all__ = ["Finished", "MacEvents", "MacStream", "RegisterBus", "RxDescriptor", "register_layout"]
+__all__ = [
+    "Finished",
+    "FrameEnd",
+    "FrameEndStream",
+    "MacBeat",
+    "MacEvents",
+    "MacStream",
+    "RegisterBus",
+    "RxDescriptor",
+    "register_layout",
+]
 
 
 def register_layout(register: Register) -> data.FlexibleLayout:
@@ -69,5 +78,21 @@ class Finished(data.Struct):
     packet: PACKET_WIDTH
 
 
-#: Received beats from the MAC, which cannot be held up.
-MacStream = stream.Signature(PacketBeat, always_ready=True)
+class MacBeat(data.Struct):
+    """64 bytes of a frame from the MAC; the last ones may hold less."""
+
+    data: LINE_BITS
+    first: 1
+
+
+class FrameEnd(data.Struct):
+    """The MAC's verdict on a frame, one cycle after its last beat."""
+
+    discard: 1  #: the frame must leave no trace
+    length: 16  #: bytes that go to memory
+    packet: PACKET_WIDTH
+
+
+#: What comes from the MAC cannot be held up.
+MacStream = stream.Signature(MacBeat, always_ready=True)
+FrameEndStream = stream.Signature(FrameEnd, always_ready=True)

@@ -1,19 +1,20 @@
 """The receiving half of the MAC: wire time, frame check sequence, length checks and address filters."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.memory import PACKET_WIDTH
-from hw.bus.tilelink import LINE_BYTES
-from hw.bus.wire import FrameBeat, WireStream
+from hw.bus.tilelink import LINE_BITS, LINE_BYTES
+from hw.bus.wire import WireStream
 from hw.config import INTER_FRAME_GAP_BYTES, PREAMBLE_BYTES, MachineConfig
 from hw.lib.probe import Counter, Probe
+from hw.lib.ram import RAM
 from hw.lib.time import NOW_WIDTH, Timer
 
-from .crc import CRC_INIT, CRC_RESIDUES, crc_step
+from .crc import CRC_INIT, CRC_RESIDUES, Crc32
 from .drop import DropReason
-from .layouts import MacEvents, MacStream, register_layout
+from .layouts import FrameEndStream, MacEvents, MacStream, register_layout
 from .registers import REG
 
 __all__ = ["FRACTION_BITS", "MacReceive"]
@@ -31,16 +32,27 @@ VLAN_TAG_BYTES = 4
 VLAN_ETHERTYPE = b"\x81\x00"
 
 
+class _Beat(data.Struct):
+    """A beat without its data, as in :class:`hw.bus.wire.FrameBeat`."""
+
+    length: 16
+    first: 1
+    last: 1
+    packet: PACKET_WIDTH
+    start: NOW_WIDTH
+
+
 class MacReceive(wiring.Component):
     """Takes frames from the wire at line rate and hands on what arrived, beat by beat.
 
-    Preamble, bytes and inter-frame gap take the time they take on the wire. If byte b of a frame (from 0) has
-    arrived in full at time T in cycles, a beat that ends with it passes at edge number ceil(T), or at the edge after
-    the beat before: the probe ``frame`` fires there for the last beat. The beat leaves two edges later, so that the FCS is known with the last one; a
-    frame to be dropped is marked ``discard`` there and reported by ``drop``. Nothing holds the MAC up.
+    Preamble, bytes and inter-frame gap take the time they take on the wire. If the last byte of a beat has arrived in
+    full at time T in cycles, the beat passes at edge number ceil(T), or at the edge after the beat before: the
+    probe ``frame`` fires there for the last beat. The beat leaves at the next edge, and one edge after the last one
+    follows ``end``, the verdict: a frame to be dropped is marked ``discard`` there and reported by ``drop``.
+    Nothing holds the MAC up.
 
-    With the last beat, ``length`` is that of the packet in memory: without the FCS when both HLREG0.RXCRCSTRP
-    and RDRXCTL.CRCSTRIP are on. ``resetting``: the card is being reset, which spoils every frame on the wire.
+    The verdict's ``length`` is that of the packet in memory: without the FCS when both HLREG0.RXCRCSTRP and
+    RDRXCTL.CRCSTRIP are on. ``resetting``: the card is being reset, which spoils every frame on the wire.
 
     Raises:
         ValueError: when frames can follow one another faster than one beat per cycle.
@@ -48,6 +60,7 @@ class MacReceive(wiring.Component):
 
     wire: In(WireStream)
     packets: Out(MacStream)
+    end: Out(FrameEndStream)
     now: In(NOW_WIDTH)
     rxctrl: In(register_layout(REG.RXCTRL))
     fctrl: In(register_layout(REG.FCTRL))
@@ -73,6 +86,8 @@ class MacReceive(wiring.Component):
             )
         self.cycles_per_byte = int(cycles * 2**FRACTION_BITS)
         self.max_frame = config.nic.max_frame
+        self.beats = RAM(width=LINE_BITS, depth=2, domain="nic")
+        self.crc32 = Crc32()
         self.arrival = Timer("nic")
         self.frame = Probe("nic", "the last bit of a frame has arrived", packet=PACKET_WIDTH, length=16)
         self.drop = Probe("nic", "the MAC drops a frame", packet=PACKET_WIDTH, reason=DropReason)
@@ -84,69 +99,86 @@ class MacReceive(wiring.Component):
         """Elaborate."""
         m = Module()
 
-        # Handed over: straight into a register
-        incoming, incoming_valid = Signal(FrameBeat), Signal()
-        move = Signal()
-        m.d.comb += self.wire.ready.eq(~incoming_valid | move)
+        m.submodules.beats = beats = self.beats
+        m.submodules.crc32 = crc32 = self.crc32
+
+        # Handed over: straight into a register, the data into one of two rows
+        incoming, incoming_valid = Signal(_Beat), Signal()
+        move, due = Signal(), Signal()
+        put, take = Signal(), Signal()
+        accept = self.wire.valid & self.wire.ready
+        m.d.comb += [
+            self.wire.ready.eq(~incoming_valid | move),
+            beats.write_enable.eq(accept),
+            beats.write_address.eq(put),
+            beats.write_data.eq(self.wire.payload.data),
+        ]
         with m.If(self.wire.ready):
             m.d.nic += incoming_valid.eq(self.wire.valid)
-        with m.If(self.wire.ready & self.wire.valid):
-            m.d.nic += incoming.eq(self.wire.payload)
+        with m.If(accept):
+            m.d.nic += put.eq(~put)
+            m.d.nic += [incoming[name].eq(self.wire.payload[name]) for name, _ in data.Layout.cast(_Beat)]
 
         # On the wire: waits until its last byte has arrived
-        waiting, waiting_valid = Signal(FrameBeat), Signal()
+        waiting, waiting_valid = Signal(_Beat), Signal()
         waiting_bytes = Signal(range(LINE_BYTES + 1))
         deadline = Signal(NOW_WIDTH)
-        due = Signal()
         m.d.comb += [
             due.eq(waiting_valid & (self.now >= deadline)),
             move.eq(incoming_valid & (~waiting_valid | due)),
+            beats.read_enable.eq(due),
+            beats.read_address.eq(take),
             self.arrival.armed.eq(waiting_valid),
             self.arrival.deadline.eq(deadline),
         ]
         with m.If(due | move):
             m.d.nic += waiting_valid.eq(move)
+        with m.If(due):
+            m.d.nic += take.eq(~take)
         with m.If(move):
             m.d.nic += waiting.eq(incoming)
             self._schedule(m, incoming, deadline, waiting_bytes)
-
-        # Arrived: the FCS and the address are looked at
-        arrived, arrived_valid = Signal(FrameBeat), Signal()
-        arrived_bytes = Signal.like(waiting_bytes)
-        m.d.nic += arrived_valid.eq(due)
-        with m.If(due):
-            m.d.nic += [arrived.eq(waiting), arrived_bytes.eq(waiting_bytes)]
         last_bit = due & waiting.last
         self.frame.emit(m, last_bit, packet=waiting.packet, length=waiting.length)
         self.frames.increment(m, last_bit)
         self.octets.increment(m, last_bit, waiting.length)
 
-        checked, checked_valid = Signal(FrameBeat), Signal()
-        crc, good_fcs, ours, tagged = Signal(32), Signal(), Signal(), Signal()
-        m.d.nic += checked_valid.eq(arrived_valid)
+        # Arrived: passed on, while the FCS and the address are looked at
+        arrived, arrived_valid = Signal(_Beat), Signal()
+        arrived_bytes = Signal.like(waiting_bytes)
+        m.d.nic += arrived_valid.eq(due)
+        with m.If(due):
+            m.d.nic += [arrived.eq(waiting), arrived_bytes.eq(waiting_bytes)]
+        crc, ours, tagged = Signal(32), Signal(), Signal()
+        m.d.comb += [
+            self.packets.valid.eq(arrived_valid),
+            self.packets.payload.data.eq(beats.read_data),
+            self.packets.payload.first.eq(arrived.first),
+            crc32.valid.eq(arrived_valid),
+            crc32.crc.eq(Mux(arrived.first, CRC_INIT, crc)),
+            crc32.data.eq(beats.read_data),
+        ]
         with m.If(arrived_valid):
-            m.d.nic += checked.eq(arrived)
-            before, after = Signal(32), Signal(32)
-            m.d.comb += before.eq(Mux(arrived.first, CRC_INIT, crc))
-            m.d.comb += after.eq(crc_step(m, before, arrived.data))
-            m.d.nic += crc.eq(after)
-            with m.If(arrived.last):
-                residues = Array(Const(residue, 32) for residue in CRC_RESIDUES)
-                m.d.nic += good_fcs.eq(after == residues[arrived_bytes])
+            m.d.nic += crc.eq(crc32.next)
             with m.If(arrived.first):
-                m.d.nic += [ours.eq(self._is_ours(arrived)), tagged.eq(self._is_tagged(arrived))]
+                m.d.nic += [ours.eq(self._is_ours(beats.read_data)), tagged.eq(self._is_tagged(beats.read_data))]
 
         # Frames that were on the wire during a reset are lost
         spoiled = Signal()
         with m.If(self.resetting):
             m.d.nic += spoiled.eq(1)
-        with m.Elif(checked_valid & checked.first):
+        with m.Elif(arrived_valid & arrived.first):
             m.d.nic += spoiled.eq(0)
-        lost = self.resetting | (spoiled & ~checked.first)
 
-        self._hand_on(m, checked, checked_valid, lost=lost, good_fcs=good_fcs, ours=ours, tagged=tagged)
+        # At its end the frame is judged
+        ended, frame = Signal(), Signal(_Beat)
+        residue = Signal(32)
+        m.d.nic += ended.eq(arrived_valid & arrived.last)
+        with m.If(arrived_valid & arrived.last):
+            m.d.nic += [frame.eq(arrived), residue.eq(Array(Const(r, 32) for r in CRC_RESIDUES)[arrived_bytes])]
+        self._judge(m, ended, frame, lost=self.resetting | spoiled, good_fcs=crc == residue, ours=ours, tagged=tagged)
 
-        m.d.comb += self.quiet.eq(~(self.wire.valid & self.wire.ready) & ~move & ~due & ~arrived_valid & ~checked_valid)
+        m.d.comb += self.quiet.eq(~accept & ~move & ~due & ~arrived_valid & ~ended & (spoiled | ~self.resetting))
         return m
 
     def _schedule(self, m, beat, deadline, size):
@@ -174,7 +206,7 @@ class MacReceive(wiring.Component):
 
     def _is_ours(self, beat):
         """Whether a filter accepts the destination address (datasheet section 7.1.1)."""
-        destination = beat.data[:48]
+        destination = beat[:48]
         broadcast = destination.all()
         multicast = destination[0]
         station = Cat(self.ral.value, self.rah.ADDRESS)
@@ -183,33 +215,29 @@ class MacReceive(wiring.Component):
 
     def _is_tagged(self, beat):
         """Whether the frame carries a VLAN tag."""
-        return beat.data[96:112] == int.from_bytes(VLAN_ETHERTYPE, "little")
+        return beat[96:112] == int.from_bytes(VLAN_ETHERTYPE, "little")
 
-    def _hand_on(self, m, beat, valid, *, lost, good_fcs, ours, tagged):
-        """Judge the frame at its last beat and pass the beat on."""
-        end, strip, discard = Signal(), Signal(), Signal()
+    def _judge(self, m, ended, frame, *, lost, good_fcs, ours, tagged):
+        """What becomes of the frame."""
+        strip, discard = Signal(), Signal()
         limit, reason = Signal(17), Signal(DropReason)
         oversize, runt = Signal(), Signal()
         m.d.comb += [
-            end.eq(valid & beat.last),
-            self.packets.valid.eq(valid),
-            self.packets.payload.first.eq(beat.first),
-            self.packets.payload.last.eq(beat.last),
-            self.packets.payload.data.eq(beat.data),
-            self.packets.payload.packet.eq(beat.packet),
+            self.end.valid.eq(ended),
+            self.end.payload.discard.eq(discard),
+            self.end.payload.packet.eq(frame.packet),
         ]
-        with m.If(end):
+        with m.If(ended):
             m.d.comb += [
                 strip.eq(self.hlreg0.RXCRCSTRP & self.rdrxctl.CRCSTRIP),
                 limit.eq(
                     Mux(self.hlreg0.JUMBOEN, self.maxfrs.MFS, MAX_STANDARD_FRAME) + Mux(tagged, VLAN_TAG_BYTES, 0)
                 ),
-                runt.eq(beat.length < MIN_FRAME),
-                oversize.eq((beat.length > limit) | (beat.length > self.max_frame)),
+                runt.eq(frame.length < MIN_FRAME),
+                oversize.eq((frame.length > limit) | (frame.length > self.max_frame)),
                 discard.eq(reason != DropReason.NONE),
-                self.packets.payload.length.eq(beat.length - Mux(strip, FCS_BYTES, 0)),
-                self.packets.payload.discard.eq(discard),
-                self.events.length.eq(beat.length),
+                self.end.payload.length.eq(frame.length - Mux(strip, FCS_BYTES, 0)),
+                self.events.length.eq(frame.length),
                 self.events.good.eq(~discard),
                 self.events.crc_error.eq(~runt & ~good_fcs),
                 self.events.undersize.eq(runt & good_fcs),
@@ -229,5 +257,5 @@ class MacReceive(wiring.Component):
                 m.d.comb += reason.eq(DropReason.RECEIVE_DISABLED)
             with m.Elif(~ours):
                 m.d.comb += reason.eq(DropReason.FILTERED)
-        self.drop.emit(m, discard, packet=beat.packet, reason=reason)
+        self.drop.emit(m, discard, packet=frame.packet, reason=reason)
         self.dropped.increment(m, discard)

@@ -110,6 +110,7 @@ class Nic(wiring.Component):
         # Packets
         wiring.connect(m, mac.wire, wiring.flipped(self.wire))
         wiring.connect(m, buffer.input, mac.packets)
+        wiring.connect(m, buffer.end, mac.end)
         wiring.connect(m, rx.packets, buffer.output)
         m.d.comb += [mac.now.eq(self.now), interrupt.now.eq(self.now)]
 
@@ -143,7 +144,7 @@ class Nic(wiring.Component):
         ]
 
         # Reset
-        dma_idle = rx.idle & ~arbiter.output.valid
+        dma_idle = rx.idle
         m.d.comb += [
             control.dma_idle.eq(dma_idle),
             control.drained.eq(dma_idle & rx.disabled & buffer.empty & interrupt.idle),

@@ -12,7 +12,7 @@ from hw.lib.probe import Counter, Probe
 from hw.lib.ram import RAM
 
 from .drop import DropReason
-from .layouts import MacStream
+from .layouts import FrameEndStream, MacStream
 
 __all__ = ["PacketBuffer"]
 
@@ -25,9 +25,9 @@ class _Metadata(data.Struct):
 class PacketBuffer(wiring.Component):
     """A ring of ``kib`` KiB in rows of 64 bytes. A packet appears at the output once all of it is in.
 
-    A frame marked ``discard`` at its end leaves no trace. A frame that finds no room is dropped as a whole,
+    A frame whose ``end`` says ``discard`` leaves no trace. A frame that finds no room is dropped as a whole,
     reported by ``drop`` and by ``missed`` (one cycle). If the buffer was empty, the first beat of a packet is
-    offered two edges after the edge at which the last one came in; then one beat per cycle. ``empty``: no complete
+    offered two edges after the edge at which its ``end`` came; then one beat per cycle. ``empty``: no complete
     packet is inside.
 
     Raises:
@@ -35,6 +35,7 @@ class PacketBuffer(wiring.Component):
     """
 
     input: In(MacStream)
+    end: In(FrameEndStream)
     output: Out(PacketStream)
     missed: Out(1)
     empty: Out(1)
@@ -66,33 +67,40 @@ class PacketBuffer(wiring.Component):
         return m
 
     def _fill(self, m, start, write, read):
-        beat = self.input.payload
-        row = Signal.like(write)
+        beat, end = self.input.payload, self.end.payload
+        row, committed = Signal.like(write), Signal.like(start)
         full, overflown, missed, commit = Signal(), Signal(), Signal(), Signal()
+
+        # The verdict on a frame may come together with the first beat of the next one
+        m.d.comb += [
+            missed.eq(self.end.valid & overflown & ~end.discard),
+            commit.eq(self.end.valid & ~overflown & ~end.discard),
+            # Without its FCS a packet may need a row less than it filled
+            committed.eq(start + Mux(commit, (end.length + (LINE_BYTES - 1)) // LINE_BYTES, 0)),
+        ]
+        with m.If(commit):
+            m.d.nic += start.eq(committed)
+
+        m.d.comb += [
+            row.eq(Mux(beat.first, committed, write)),
+            full.eq(((row - read)[: len(row)] == self.depth) | (overflown & ~beat.first)),
+        ]
         with m.If(self.input.valid):
-            m.d.comb += [
-                row.eq(Mux(beat.first, start, write)),
-                full.eq(((row - read)[: len(row)] == self.depth) | (overflown & ~beat.first)),
-                self.rows.write_enable.eq(~full),
-                self.rows.write_address.eq(row),
-                self.rows.write_data.eq(beat.data),
-                missed.eq(beat.last & full & ~beat.discard),
-                commit.eq(beat.last & ~full & ~beat.discard),
-                self.headers.write_enable.eq(commit),
-            ]
             m.d.nic += [overflown.eq(full), write.eq(row + ~full)]
+
         metadata = Signal(_Metadata)
         m.d.comb += [
-            metadata.length.eq(beat.length),
-            metadata.packet.eq(beat.packet),
+            self.rows.write_enable.eq(self.input.valid & ~full),
+            self.rows.write_address.eq(row),
+            self.rows.write_data.eq(beat.data),
+            metadata.length.eq(end.length),
+            metadata.packet.eq(end.packet),
+            self.headers.write_enable.eq(commit),
             self.headers.write_address.eq(start),
             self.headers.write_data.eq(metadata),
             self.missed.eq(missed),
         ]
-        with m.If(commit):
-            # Without its FCS a packet may need a row less than it filled
-            m.d.nic += start.eq(start + ((beat.length + (LINE_BYTES - 1)) >> LINE_BYTES.bit_length() - 1))
-        self.drop.emit(m, missed, packet=beat.packet, reason=DropReason.NO_BUFFER)
+        self.drop.emit(m, missed, packet=end.packet, reason=DropReason.NO_BUFFER)
         self.stored.increment(m, commit)
         self.missed_packets.increment(m, missed)
 
@@ -118,7 +126,7 @@ class PacketBuffer(wiring.Component):
             output.packet.eq(Mux(first, metadata.packet, held.packet)),
             output.last.eq(Mux(first, metadata.length, left) <= LINE_BYTES),
             self.empty.eq(~pending & ~loaded),
-            self.quiet.eq(~self.input.valid & ~(pending & ~loaded)),
+            self.quiet.eq(~self.input.valid & ~self.end.valid & ~(pending & ~loaded)),
         ]
         with m.If(load):
             m.d.nic += read.eq(read + 1)

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tilelink import LINE_BITS, LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
-from hw.bus.tlp import TlpBeat, TlpStatus, TlpStream, TlpType
+from hw.bus.tlp import TlpHeader, TlpStatus, TlpStream, TlpType
 from hw.bus.wire import PacketStream
 from hw.lib.probe import Counter, Probe
 
@@ -62,11 +62,15 @@ class PayloadWriter(wiring.Component):
         unsent = Signal(16)  # bytes of the segment not yet sent
         tlp_unsent = Signal(range(self.mps + 1))
         previous = Signal(LINE_BITS)
-        out, out_valid = Signal(TlpBeat), Signal()
+        out_data, out_header, out_valid = Signal(LINE_BITS), Signal(TlpHeader), Signal()
+        out_first, out_last = Signal(), Signal()
         room, step, more = Signal(), Signal(), Signal()
         m.d.comb += [
             self.send.valid.eq(out_valid),
-            self.send.payload.eq(out),
+            self.send.payload.data.eq(out_data),
+            self.send.payload.header.eq(out_header),
+            self.send.payload.first.eq(out_first),
+            self.send.payload.last.eq(out_last),
             room.eq(~out_valid | self.send.ready),
             self.segment.ready.eq(~active),
             more.eq(unread != 0),
@@ -112,9 +116,9 @@ class PayloadWriter(wiring.Component):
                 current.address.eq(current.address + size),
                 active.eq((unsent != size) & ~(last & self.abort)),
                 # Lane i of this line holds byte i - shift of this beat, or i - shift + 64 of the one before
-                out.data.eq(Cat(previous, self.packets.payload.data).bit_select(start, LINE_BITS)),
-                out.first.eq(first),
-                out.last.eq(last),
+                out_data.eq(Cat(previous, self.packets.payload.data).bit_select(start, LINE_BITS)),
+                out_first.eq(first),
+                out_last.eq(last),
             ]
             with m.If(more):
                 m.d.nic += [
@@ -123,11 +127,11 @@ class PayloadWriter(wiring.Component):
                 ]
             with m.If(first):
                 m.d.nic += [
-                    out.header.kind.eq(TlpType.MEMORY_WRITE),
-                    out.header.status.eq(TlpStatus.SUCCESS),
-                    out.header.address.eq(current.address),
-                    out.header.length.eq(tlp_length),
-                    out.header.packet.eq(current.packet),
+                    out_header.kind.eq(TlpType.MEMORY_WRITE),
+                    out_header.status.eq(TlpStatus.SUCCESS),
+                    out_header.address.eq(current.address),
+                    out_header.length.eq(tlp_length),
+                    out_header.packet.eq(current.packet),
                 ]
         self.dma_write.emit(m, begin, packet=current.packet, address=current.address, length=tlp_length)
         self.tlps.increment(m, begin)

@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.bus.tilelink import LINE_BYTES
 from hw.bus.tlp import TlpHeader, TlpStatus, TlpStream, TlpType
 from hw.lib.probe import Counter, Probe
 from hw.lib.ram import RAM
@@ -230,8 +231,5 @@ class RegisterFile(wiring.Component):
             completion.header.kind.eq(TlpType.COMPLETION),
             completion.header.remaining.eq(request.length),
         ]
-        with m.If(valid):
-            with m.If(two):
-                m.d.comb += completion.data.word_select(request.address[3:6], 64).eq(words)
-            with m.Else():
-                m.d.comb += completion.data.word_select(request.address[2:6], 32).eq(words[0])
+        # The same word or pair of words in all lanes: those beside the address do not count
+        m.d.comb += completion.data.eq(Cat(words[0], Mux(two, words[1], words[0])).replicate(LINE_BYTES // 8))

@@ -167,15 +167,17 @@ class Toplevel(Elaboratable):
 def to_verilog(machine: MachineLike) -> tuple[str, Manifest]:
     """Convert a machine for compiled simulation: the Verilog of everything, and its manifest."""
     toplevel = Toplevel(machine)
+    platform = CompiledSimulation()
     text = verilog.convert(
         toplevel,
         name=TOP_MODULE,
-        platform=CompiledSimulation(),
+        platform=platform,
         ports=list(toplevel.ports.values()),
         emit_src=False,
         strip_internal_attrs=True,
     )
-    return f"{text}\n{RAM_VERILOG.read_text()}", toplevel.manifest
+    modules = [RAM_VERILOG.read_text(), *platform.files.values()]
+    return "\n".join([text, *modules]), toplevel.manifest
 
 
 def _clock_of(domain: str) -> str:
