@@ -4,6 +4,7 @@ Inputs go nowhere but to the machine's own inputs, which registers take up: comp
 inputs at every evaluation, whatever clock rises.
 """
 
+import re
 from typing import Any, Protocol
 
 from amaranth.back import verilog
@@ -21,7 +22,7 @@ from hw.lib.time import NOW_WIDTH, time_domain
 
 from .manifest import Counter, Domain, Field, Layout, Manifest, Port, Probe, ProbeWord, Timer
 
-__all__ = ["TOP_MODULE", "MachineLike", "Toplevel", "to_verilog"]
+__all__ = ["TOP_MODULE", "MachineLike", "Toplevel", "to_verilog", "with_constants"]
 
 #: Name of the Verilog module.
 TOP_MODULE = "nicscope"
@@ -164,6 +165,10 @@ class Toplevel(Elaboratable):
             self._output(f"core{index}_{name}", getattr(host, name))
 
 
+#: ``always @*`` around one assignment of one constant.
+CONSTANT_PROCESS = re.compile(r"always @\*(\s+[^;=\n]+ = \d+'[bdh][0-9a-f]+;)")
+
+
 def to_verilog(machine: MachineLike) -> tuple[str, Manifest]:
     """Convert a machine for compiled simulation: the Verilog of everything, and its manifest."""
     toplevel = Toplevel(machine)
@@ -177,7 +182,16 @@ def to_verilog(machine: MachineLike) -> tuple[str, Manifest]:
         strip_internal_attrs=True,
     )
     modules = [RAM_VERILOG.read_text(), *platform.files.values()]
-    return "\n".join([text, *modules]), toplevel.manifest
+    return "\n".join([with_constants(text), *modules]), toplevel.manifest
+
+
+def with_constants(verilog_text: str) -> str:
+    """Let constants reach parts of a variable.
+
+    Where a process drives some bits of a variable and constants others, Yosys writes ``always @* x[1:0] = 2'h2;``.
+    Nothing in it can change, so by the language it never runs, and Verilator leaves the bits at zero.
+    """
+    return CONSTANT_PROCESS.sub(r"initial\1", verilog_text)
 
 
 def _clock_of(domain: str) -> str:
