@@ -62,7 +62,7 @@ class Crossing(wiring.Component):
         # Pointers have one bit more than an address: equal when empty, ``depth`` apart when full.
         self._address_width = ceil_log2(depth)
         width = self._address_width + 1
-        self._storage = Memory(shape=shape, depth=depth, init=[])
+        self._storage: Memory = Memory(shape=shape, depth=depth, init=[])
         #: Write side: places filled so far, the same in Gray code, and what it has seen of the read side's.
         self._produced = Signal(width)
         self._produced_gray = Signal(width)

@@ -65,7 +65,7 @@ class DramController(wiring.Component):
         self._held_writes = Signal(range(config.queue + 1))
         self._draining = Signal()
 
-        self.issued = Probe("dram", "a command on the DRAM's bus", command=DramCommand, bank=6, row=32)
+        self.issued = Probe("dram", "a command; for ACT, RD and WR with its row", command=DramCommand, bank=6, row=32)
         self.reads = Counter("dram", "RD commands")
         self.writes = Counter("dram", "WR commands")
         self.row_hits = Counter("dram", "requests served from a row they found open")

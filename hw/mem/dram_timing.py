@@ -1,5 +1,7 @@
 """What the DRAM's rules allow: open rows and the earliest edge of every command."""
 
+from collections.abc import Iterable
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.memory import Memory
@@ -103,8 +105,8 @@ class DramTiming(wiring.Component):
 
         # Of each bank: the end of tRCD or tRP, whichever its last ACT or PRE began, and of tRAS, tRTP and tWR. All are
         # read in every cycle and one is written: registers for silicon, memories because they simulate faster.
-        self._ready_at = Memory(shape=NOW_WIDTH, depth=banks, init=[])
-        self._recovered_at = Memory(shape=NOW_WIDTH, depth=banks, init=[])
+        self._ready_at: Memory = Memory(shape=NOW_WIDTH, depth=banks, init=[])
+        self._recovered_at: Memory = Memory(shape=NOW_WIDTH, depth=banks, init=[])
         # Of each group, after a command to the same group (the _L constraints)
         groups = config.bank_groups
         kinds = {DramCommand.ACT: "activate", DramCommand.RD: "read", DramCommand.WR: "write"}
@@ -154,7 +156,7 @@ class DramTiming(wiring.Component):
         extra = [self._refreshed_at, self._four_activates_at[0]] if kind == DramCommand.ACT else []
         return [self._rank_at[kind], *extra]
 
-    def _reached(self, deadlines: list[Signal]) -> Cat:
+    def _reached(self, deadlines: Iterable[Value]) -> Value:
         return Cat(self.now >= deadline for deadline in deadlines)
 
     def _admitted(self, kind: DramCommand) -> Value:
