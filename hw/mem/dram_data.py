@@ -70,7 +70,8 @@ class DramData(wiring.Component):
         m.submodules.rows = rows = self.rows
 
         # Data of writes: a place is in use from acceptance until the burst's end.
-        m.submodules.write_data = write_data = Memory(shape=LINE_BITS, depth=self.slots, init=[])
+        write_data: Memory = Memory(shape=LINE_BITS, depth=self.slots, init=[])
+        m.submodules.write_data = write_data
         stored, fetched = write_data.write_port(domain="dram"), write_data.read_port(domain="dram")
         used = Signal(self.slots)
         use, release = Signal(self.slots), Signal(self.slots)
@@ -86,7 +87,8 @@ class DramData(wiring.Component):
             m.d.dram += self.slot.eq(self.slot + 1)
 
         # Bursts on their way, in the order of their commands, which is that of their deadlines
-        m.submodules.in_flight = in_flight = Memory(shape=self._burst_layout, depth=self.bursts, init=[])
+        in_flight: Memory = Memory(shape=self._burst_layout, depth=self.bursts, init=[])
+        m.submodules.in_flight = in_flight
         pushed, first = in_flight.write_port(domain="dram"), in_flight.read_port(domain="comb")
         head, tail = (Signal(exact_log2(self.bursts) + 1, name=name) for name in ("head", "tail"))
         burst, some, finish = first.data, Signal(), Signal()

@@ -114,7 +114,8 @@ class DramQueue(wiring.Component):
         # requests stand inside the conditions under which they matter, so that they simulate fast.
         opens, closes, new_hit, hit = Signal(), Signal(), Signal(), Signal(size)
         place = self.picked.place
-        m.submodules.open_rows = rows = Memory(shape=len(place.row), depth=self.config.banks, init=[])
+        rows: Memory = Memory(shape=len(place.row), depth=self.config.banks, init=[])
+        m.submodules.open_rows = rows
         row_written, row_asked = rows.write_port(domain="dram"), rows.read_port(domain="comb")
         m.d.comb += [
             opens.eq(self.issue & (self.command == DramCommand.ACT)),
