@@ -12,7 +12,7 @@ from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH, Timer
 
 from .layouts import RegisterBus, register_layout
-from .registers import MSIX_ENTRY_BYTES, MSIX_PBA, QUEUE_CAUSES, REG
+from .registers import MSIX_ENTRY_BYTES, MSIX_PBA, QUEUE_CAUSES, REG, REGISTERS
 
 __all__ = ["InterruptVector", "Interrupts", "MsixEntry"]
 
@@ -143,12 +143,18 @@ class Interrupts(wiring.Component):
             pending.eq(Cat(vector.pending for vector in self.vectors)),
         ]
 
-        written = self.bus.write & ~self.bus.table
-        strobes = {
-            register.name: written & (self.bus.offset == register.offset())
-            for register in (REG.EICR, REG.EICS, REG.EIMS, REG.EIMC)
-        }
-        seen = self.bus.read & ~self.bus.table & (self.bus.offset == REG.EICR.offset())
+        strobes = {register.name: Signal(name=register.name) for register in (REG.EICR, REG.EICS, REG.EIMS, REG.EIMC)}
+        seen = Signal()
+        with m.If(self.bus.write & ~self.bus.table), m.Switch(self.bus.offset):
+            for name, strobe in strobes.items():
+                with m.Case(REGISTERS[name].offset()):
+                    m.d.comb += strobe.eq(1)
+            for index, vector in enumerate(self.vectors):
+                with m.Case(REG.EITR.offset(index)):
+                    m.d.comb += vector.restart.eq(~self.bus.data[REG.EITR.CNT_WDIS.low])
+        with m.If(self.bus.read & ~self.bus.table), m.Switch(self.bus.offset):
+            with m.Case(REG.EICR.offset()):
+                m.d.comb += seen.eq(1)
 
         # Messages: the lowest vector first
         chosen, send, busy = Signal(range(count)), Signal(), Signal()
@@ -200,7 +206,7 @@ class Interrupts(wiring.Component):
         ]
         self.causes.increment(m, raised.any())
 
-        self._moderate(m, unmasked, clear, chosen, send, blocked, message_clear | mask, chosen_causes, written)
+        self._moderate(m, unmasked, clear, chosen, send, blocked, message_clear | mask, chosen_causes)
         m.d.comb += [
             self.idle.eq(~busy),
             self.quiet.eq(
@@ -230,19 +236,17 @@ class Interrupts(wiring.Component):
             bits = bits | Mux(self.rx_causes[queue] & valid, (Const(1, QUEUE_CAUSES) << vector)[:QUEUE_CAUSES], 0)
         return bits
 
-    def _moderate(self, m, unmasked, clear, chosen, send, blocked, consumed, chosen_causes, written):
+    def _moderate(self, m, unmasked, clear, chosen, send, blocked, consumed, chosen_causes):
         """Connect the vectors."""
         for index, vector in enumerate(self.vectors):
             causes = Signal(32, name=f"causes{index}")
             with m.If(self.gpie.MSIX_MODE & unmasked.any()):
                 m.d.comb += causes.eq(unmasked & self._causes_of(index))
-            restart = written & (self.bus.offset == REG.EITR.offset(index)) & ~self.bus.data[REG.EITR.CNT_WDIS.low]
             m.d.comb += [
                 vector.request.eq(causes.any()),
                 vector.acknowledged.eq((causes & clear).any()),
                 vector.blocked.eq(blocked[index]),
                 vector.eitr.eq(self.eitr[index]),
-                vector.restart.eq(restart),
                 vector.sent.eq(send & (chosen == index)),
                 vector.consumed.eq((chosen_causes & ~consumed) == 0),
                 vector.reset.eq(self.reset),

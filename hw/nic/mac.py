@@ -183,25 +183,28 @@ class MacReceive(wiring.Component):
 
     def _schedule(self, m, beat, deadline, size):
         """When the last byte of ``beat`` has arrived, and how many bytes it holds."""
-        time = NOW_WIDTH + FRACTION_BITS
-        line = Signal(time)  #: end of the last byte so far; after a frame, of the gap behind it
-        left = Signal(16)  #: bytes of the frame not yet scheduled
-        start, begin, end = Signal(time), Signal(time), Signal(time)
-        rest = Signal(16)
-        now_size = Signal.like(size)
-        gap = Mux(beat.last, INTER_FRAME_GAP_BYTES * self.cycles_per_byte, 0)
+        # The end of the last byte so far, or of the gap behind the last frame
+        cycle, fraction = Signal(NOW_WIDTH), Signal(FRACTION_BITS)
+        left = Signal(16)  # bytes of the frame not yet scheduled
+        from_cycle, from_fraction = Signal.like(cycle), Signal.like(fraction)
+        rest, beat_bytes = Signal(16), Signal.like(size)
+        end, line = Signal(63), Signal(63)  # fixed point, from from_cycle on
+        late = beat.first & (beat.start > cycle)
+        before = Mux(beat.first, PREAMBLE_BYTES, 0)
         m.d.comb += [
-            start.eq(beat.start << FRACTION_BITS),
-            begin.eq(Mux(start > line, start, line) + PREAMBLE_BYTES * self.cycles_per_byte),
+            from_cycle.eq(Mux(late, beat.start, cycle)),
+            from_fraction.eq(Mux(late, 0, fraction)),
             rest.eq(Mux(beat.first, beat.length, left)),
-            now_size.eq(Mux(rest > LINE_BYTES, LINE_BYTES, rest)),
-            end.eq(Mux(beat.first, begin, line) + now_size * self.cycles_per_byte),
+            beat_bytes.eq(Mux(rest > LINE_BYTES, LINE_BYTES, rest)),
+            end.eq(from_fraction + (beat_bytes + before) * self.cycles_per_byte),
+            line.eq(end + Mux(beat.last, INTER_FRAME_GAP_BYTES * self.cycles_per_byte, 0)),
         ]
         m.d.nic += [
-            line.eq(end + gap),
-            left.eq(rest - now_size),
-            size.eq(now_size),
-            deadline.eq((end + (2**FRACTION_BITS - 1)) >> FRACTION_BITS),
+            cycle.eq(from_cycle + (line >> FRACTION_BITS)),
+            fraction.eq(line[:FRACTION_BITS]),
+            left.eq(rest - beat_bytes),
+            size.eq(beat_bytes),
+            deadline.eq(from_cycle + ((end + (2**FRACTION_BITS - 1)) >> FRACTION_BITS)),
         ]
 
     def _is_ours(self, beat):

@@ -98,7 +98,7 @@ class PayloadWriter(wiring.Component):
         with m.If(step):
             size, tlp_size = Signal(range(LINE_BYTES + 1)), Signal(range(self.mps + 1))
             to_line, to_mps = Signal.like(size), Signal.like(tlp_size)
-            last, start = Signal(), Signal(range(LINE_BITS + 1))
+            last = Signal()
             m.d.comb += [
                 to_line.eq(LINE_BYTES - current.address % LINE_BYTES),
                 to_mps.eq(self.mps - current.address % self.mps),
@@ -107,7 +107,6 @@ class PayloadWriter(wiring.Component):
                 tlp_size.eq(Mux(first, tlp_length, tlp_unsent)),
                 last.eq(size == tlp_size),
                 begin.eq(first),
-                start.eq((LINE_BYTES - shift) << 3),
             ]
             m.d.nic += [
                 first.eq(last),
@@ -115,11 +114,16 @@ class PayloadWriter(wiring.Component):
                 unsent.eq(unsent - size),
                 current.address.eq(current.address + size),
                 active.eq((unsent != size) & ~(last & self.abort)),
-                # Lane i of this line holds byte i - shift of this beat, or i - shift + 64 of the one before
-                out_data.eq(Cat(previous, self.packets.payload.data).bit_select(start, LINE_BITS)),
                 out_first.eq(first),
                 out_last.eq(last),
             ]
+            # Lane i of this line holds byte i - shift of this beat, or i - shift + 64 of the one before. One case for
+            # each shift: a compiled simulation runs only the one that is taken, where it would work out every operator
+            both = Cat(previous, self.packets.payload.data)
+            with m.Switch(shift):
+                for lanes in range(LINE_BYTES):
+                    with m.Case(lanes):
+                        m.d.nic += out_data.eq(both[LINE_BITS - 8 * lanes : 2 * LINE_BITS - 8 * lanes])
             with m.If(more):
                 m.d.nic += [
                     previous.eq(self.packets.payload.data),

@@ -95,12 +95,12 @@ class RxQueue(wiring.Component):
             self.rdh.eq(write_back.head),
             self.rxdctl.eq((control.value & ~REG.RXDCTL.ENABLE.mask) | ((state != _State.DISABLED) << 25)),
         ]
-        written = self.bus.write & ~self.bus.table
         head_written = Signal()
-        with m.If(written & (self.bus.offset == REG.RXDCTL.offset(self.index))):
-            m.d.nic += [control.value.eq(self.bus.data), wanted.eq(self.bus.data[REG.RXDCTL.ENABLE.low])]
-        with m.If(written & (self.bus.offset == REG.RDH.offset(self.index))):
-            m.d.comb += head_written.eq(state == _State.DISABLED)
+        with m.If(self.bus.write & ~self.bus.table), m.Switch(self.bus.offset):
+            with m.Case(REG.RXDCTL.offset(self.index)):
+                m.d.nic += [control.value.eq(self.bus.data), wanted.eq(self.bus.data[REG.RXDCTL.ENABLE.low])]
+            with m.Case(REG.RDH.offset(self.index)):
+                m.d.comb += head_written.eq(state == _State.DISABLED)
 
         # The ring
         for part in (fetch, write_back):

@@ -25,10 +25,13 @@ class Statistic(wiring.Component):
     def elaborate(self, platform):
         """Elaborate."""
         m = Module()
-        taken = self.bus.read & ~self.bus.table & (self.bus.offset == self.offset)
-        with m.If(self.event | self.bus.read | self.reset):
-            base = Mux(taken | self.reset, 0, self.value)
-            m.d.nic += self.value.eq(base + (self.event & ~base.all()))
+        with m.If(self.event & ~self.value.all()):
+            m.d.nic += self.value.eq(self.value + 1)
+        with m.If(self.bus.read & ~self.bus.table), m.Switch(self.bus.offset):
+            with m.Case(self.offset):
+                m.d.nic += self.value.eq(self.event)
+        with m.If(self.reset):
+            m.d.nic += self.value.eq(0)
         return m
 
 
@@ -54,12 +57,14 @@ class OctetStatistic(wiring.Component):
         m = Module()
         total, following = Signal(36), Signal(37)
         m.d.comb += [self.low.eq(total[:32]), self.high.eq(total[32:])]
-        with m.If(self.event | self.bus.read | self.reset):
-            base = Signal(36)
-            m.d.comb += base.eq(total)
+        base = Signal(36)
+        m.d.comb += [base.eq(total), following.eq(base + Mux(self.event, self.amount, 0))]
+        with m.If(self.bus.read & ~self.bus.table), m.Switch(self.bus.offset):
             for offset, half in zip(self.offsets, (base[:32], base[32:]), strict=True):
-                with m.If(self.reset | (self.bus.read & ~self.bus.table & (self.bus.offset == offset))):
+                with m.Case(offset):
                     m.d.comb += half.eq(0)
-            m.d.comb += following.eq(base + Mux(self.event, self.amount, 0))
+        with m.If(self.reset):
+            m.d.nic += total.eq(0)
+        with m.Elif(self.event | self.bus.read):
             m.d.nic += total.eq(Mux(following[36], 2**36 - 1, following))
         return m
