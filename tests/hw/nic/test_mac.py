@@ -207,6 +207,7 @@ def test_reset_spoils_the_frame_on_the_wire_only():
     assert drops == {2: DropReason.RESET} and sorted(packets) == [1, 3]
 
 
+@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 def test_too_fast_a_line():
     config = load_machine("tiny", ["nic.line_gbps=250"])
     with pytest.raises(ValueError, match=r"nic.line_gbps = 250 exceeds the 170 Gb/s of 65-byte frames"):
