@@ -202,12 +202,12 @@ class Experiment:
         probes = [asdict(probe) for probe in observation.manifest.probes]
         (self.out / "probes.json").write_text(json.dumps(probes, indent=1) + "\n")
         ns_per_tick = Fraction(10**9, self.machine.ticks_per_second)
-        arrived = (fate for fate in fates if fate.arrived_tick is not None)
+        arrived = [(fate.arrived_tick, fate) for fate in fates if fate.arrived_tick is not None]
         write_capture(
             self.out / "wire.pcapng",
             (
-                (fate.arrived_tick * ns_per_tick, self.traffic.frames[fate.packet - 1].data, fate.told(ns_per_tick))
-                for fate in sorted(arrived, key=lambda fate: fate.arrived_tick or 0)
+                (tick * ns_per_tick, self.traffic.frames[fate.packet - 1].data, fate.told(ns_per_tick))
+                for tick, fate in sorted(arrived, key=lambda pair: pair[0])
             ),
         )
 

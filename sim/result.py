@@ -4,7 +4,7 @@ The schema is described in docs/results.md.
 """
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -112,9 +112,12 @@ def summarise(
     arrival_ns = float((last_arrival - first_tick) * ns_per_tick)
     delivery_ns = float((max(last_delivery, last_arrival) - first_tick) * ns_per_tick)
     delivered_bytes = sum(sizes[fate.packet - 1] for fate in delivered)
-    latencies = np.array(
-        [float((fate.delivered_tick - fate.arrived_tick) * ns_per_tick) for fate in delivered if fate.arrived_tick]
-    )
+    waits = [
+        (fate.delivered_tick - fate.arrived_tick) * ns_per_tick
+        for fate in delivered
+        if fate.delivered_tick is not None and fate.arrived_tick is not None
+    ]
+    latencies = np.array([float(wait) for wait in waits])
     by_function, by_class = _attribute(observation, machine, first_tick)
 
     result = {
@@ -200,7 +203,7 @@ def _attribute(
     time and the applications' own computing, which packets do not cause.
     """
     period = machine.period_ticks("core")
-    by_function: Counter[str] = Counter()
+    by_function: defaultdict[str, float] = defaultdict(float)
     by_class = []
     for index in range(machine.core.count):
         ticks = observation.select(f"core{index}.port.issue")["tick"].astype(np.int64)

@@ -11,7 +11,7 @@ from pcapng.exceptions import PcapngException
 from scapy.error import Scapy_Exception
 from scapy.utils import RawPcapReader
 
-from .frames import HOST_MAC, Frame, TrafficError
+from .frames import FCS_BYTES, HOST_MAC, LEAST_FRAME_BYTES, Frame, TrafficError
 
 __all__ = ["read_capture", "write_capture"]
 
@@ -32,7 +32,8 @@ Record = tuple[Fraction, bytes, int, int]
 def read_capture(path: Path) -> tuple[list[Frame], int]:
     """Read the frames that come to the host from a pcap or pcapng file; times count from the first of them.
 
-    Frames whose source is the host's own address were sent by it, not to it: they are left out.
+    Frames whose source is the host's own address were sent by it, not to it: they are left out. Frames captured
+    before their sender padded them are padded to the least that goes over a wire.
 
     Returns:
         The frames, and how many were left out.
@@ -124,7 +125,7 @@ def _checked(where: str, record: Record) -> tuple[Fraction, bytes]:
         )
     if len(data) < 14:
         raise TrafficError(f"{where} has {len(data)} bytes; an Ethernet header has 14")
-    return time_ns, data
+    return time_ns, data.ljust(LEAST_FRAME_BYTES - FCS_BYTES, b"\0")
 
 
 def write_capture(path: Path, frames: Iterable[tuple[Fraction, bytes, str]]) -> None:

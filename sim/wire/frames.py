@@ -16,6 +16,7 @@ __all__ = [
     "GENERATOR_PORT",
     "HOST_IP",
     "HOST_MAC",
+    "LEAST_FRAME_BYTES",
     "Frame",
     "TrafficError",
     "at_rate",
@@ -35,10 +36,16 @@ CLIENT_IP = ipaddress.IPv4Address("10.0.0.2")
 GENERATOR_PORT = 9
 
 FCS_BYTES = 4
+#: Shorter frames are padded by the sending MAC (IEEE 802.3, section 3.2.8), FCS included.
+LEAST_FRAME_BYTES = 64
 #: Wire bytes beside a frame's own: preamble, SFD and inter-frame gap (IEEE 802.3).
 WIRE_OVERHEAD_BYTES = 20
 #: Ethernet, IPv4 and UDP headers, in bytes.
 HEADER_BYTES = 14 + 20 + 8
+#: Sizes of generated frames, FCS included: no payload to all that one IPv4 packet holds. Those below 64 are runts,
+#: those above 1518 giants: what the card does with them can be seen.
+LEAST_SIZE = HEADER_BYTES + FCS_BYTES
+MOST_SIZE = 16_000
 
 
 class TrafficError(ValueError):
@@ -87,8 +94,8 @@ def generate(size: int, count: int, seed: int) -> list[bytes]:
     Raises:
         TrafficError: when the size is not that of an Ethernet frame, or the count not positive.
     """
-    if not 64 <= size <= 9728:
-        raise TrafficError(f"--size takes 64 to 9728 bytes (FCS included), not {size}")
+    if not LEAST_SIZE <= size <= MOST_SIZE:
+        raise TrafficError(f"--size takes {LEAST_SIZE} to {MOST_SIZE} bytes (FCS included), not {size}")
     if count < 1:
         raise TrafficError(f"--count takes at least 1, not {count}")
     chance = random.Random(seed)

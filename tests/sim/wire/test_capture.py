@@ -28,6 +28,7 @@ def test_bundled_capture_holds_real_programs():
     assert {53, 11211, 9999} <= ports
     assert {packet[IP].proto for packet in packets if IP in packet} == {1, 6, 17}
     assert frames[0].time_ns == 0
+    assert min(len(frame.data) for frame in frames) == 60, "short frames are padded as on a wire"
 
 
 def test_what_is_written_reads_back_to_the_nanosecond(tmp_path):
