@@ -16,8 +16,6 @@ from .tools import versions
 __all__ = ["Design", "Verilog", "build_verilog"]
 
 HW = REPOSITORY / "hw"
-#: A tick count stays below 2**62 for 2**48 cycles of every clock.
-MAX_PERIOD = 1 << 14
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sysconfig
 import time
@@ -31,7 +32,7 @@ VERILATOR_FLAGS = (
     "--cc --prefix Vnicscope --top-module nicscope --make json -O3 --x-assign fast --x-initial fast --noassert "
     "--no-timing -Wno-fatal -Wno-lint --output-split 20000 --output-split-cfuncs 2000"
 ).split()
-#: Arrays above this many rows are not traced, nor are signals nested deeper than this many instances.
+#: Not traced: signals nested deeper than 6 instances, arrays of more than 64 rows, signals wider than 640 bits.
 TRACE_FLAGS = "--trace-fst --trace-depth 6 --trace-max-array 64 --trace-max-width 640".split()
 
 CXX_FLAGS = (
@@ -148,9 +149,7 @@ def _compile(verilog: Verilog, flags: list[str], waves: bool, directory: Path, d
     libraries = sources["options"].get("ldflags", []) + (["-llz4"] if waves else [])
     link = [compiler.executable, "-shared", "-pthread", "-Wl,-s", "-Wl,--gc-sections", *map(str, objects)]
     _run([*link, "-o", str(directory / _module_file()), *libraries])
-    for scratch in work.iterdir():
-        if scratch.suffix == ".o":
-            scratch.unlink()
+    shutil.rmtree(work)
 
 
 def _nanobind_includes() -> list[str]:

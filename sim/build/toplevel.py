@@ -5,7 +5,7 @@ inputs at every evaluation, whatever clock rises.
 """
 
 import re
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from amaranth.back import verilog
 from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Mux, Shape, Signal, Value
@@ -13,6 +13,7 @@ from amaranth.lib import data
 
 from hw.bus.core import Completion, InterruptTaken, Operation
 from hw.bus.wire import FrameBeat
+from hw.config import ConfigError
 from hw.lib import probe as hw_probe
 from hw.lib import time as hw_time
 from hw.lib.observe import collect
@@ -26,6 +27,9 @@ __all__ = ["TOP_MODULE", "MachineLike", "Toplevel", "to_verilog", "with_constant
 
 #: Name of the Verilog module.
 TOP_MODULE = "nicscope"
+
+#: Ticks of the longest period: a tick count then stays below 2**62 for 2**48 cycles of any clock.
+MAX_PERIOD = 1 << 14
 
 #: Probes per ``probes_<domain>_<k>`` port: what fits the simulator's widest plain integer.
 PROBES_PER_WORD = 64
@@ -54,12 +58,19 @@ class Toplevel(Elaboratable):
 
     def __init__(self, machine: MachineLike):
         self.machine = machine
+        self._tree = cast(Elaboratable, machine)
         self.ports: dict[str, Signal] = {}
         self._outputs: set[str] = set()
         self._connections: list = []
 
         config, names = machine.config, machine.domains
         domains = tuple(Domain(name, config.period_ticks(_clock_of(name))) for name in names)
+        for domain in domains:
+            if domain.period > MAX_PERIOD:
+                raise ConfigError(
+                    f"clocks have no common measure that makes a period of {domain.name} at most {MAX_PERIOD} "
+                    f"ticks: it has {domain.period}; choose rounder frequencies"
+                )
         for name in names:
             self._input(f"clk_{name}", 1)
             self._input(f"clk_{time_domain(name)}", 1)
@@ -98,9 +109,9 @@ class Toplevel(Elaboratable):
         for name in self.machine.domains:
             for domain in (name, time_domain(name)):
                 clock = ClockDomain(domain, reset_less=True)
-                clock.clk = self.ports[f"clk_{domain}"]
+                clock.clk = self.ports[f"clk_{domain}"]  # type: ignore[attr-defined]
                 m.domains += clock
-        m.submodules.machine = self.machine
+        m.submodules.machine = self._tree
         m.d.comb += self._connections
         return m
 
@@ -121,7 +132,7 @@ class Toplevel(Elaboratable):
     def _timers(self) -> tuple[Timer, ...]:
         result: list[Timer] = []
         count = dict.fromkeys(self.machine.domains, 0)
-        for path, timer in collect(self.machine, hw_time.Timer).items():
+        for path, timer in collect(self._tree, hw_time.Timer).items():
             port = f"timer_{timer.domain}_{count[timer.domain]}"
             count[timer.domain] += 1
             self._output(f"{port}_armed", timer.armed)
@@ -130,7 +141,7 @@ class Toplevel(Elaboratable):
         return tuple(result)
 
     def _probes(self) -> tuple[tuple[Probe, ...], tuple[ProbeWord, ...]]:
-        found = collect(self.machine, hw_probe.Probe)
+        found = collect(self._tree, hw_probe.Probe)
         order = sorted(found, key=lambda path: (self.machine.domains.index(found[path].domain), path))
         probes: list[Probe] = []
         words: list[ProbeWord] = []
@@ -152,7 +163,7 @@ class Toplevel(Elaboratable):
 
     def _counters(self) -> tuple[Counter, ...]:
         result: list[Counter] = []
-        for path, counter in sorted(collect(self.machine, hw_probe.Counter).items()):
+        for path, counter in sorted(collect(self._tree, hw_probe.Counter).items()):
             self._output(f"counter_{len(result)}", counter.value)
             result.append(Counter(path, self.machine.domains.index(counter.domain), counter.doc))
         return tuple(result)
@@ -199,10 +210,10 @@ def _clock_of(domain: str) -> str:
     return domain.rstrip("0123456789")
 
 
-def _layout(struct: type) -> Layout:
+def _layout(struct: Any) -> Layout:
     layout = data.Layout.cast(struct)
     fields = tuple(Field(str(name), field.offset, Shape.cast(field.shape).width) for name, field in layout)
-    return Layout(layout.size, fields)
+    return Layout(Shape.cast(struct).width, fields)
 
 
 assert NOW_WIDTH < 64, "engines keep cycle numbers in 64-bit integers"

@@ -48,7 +48,7 @@ async def busy(engine, *, frames=4, batches=LIMIT, seed=1, dawdle=False, ticks=N
         until = None if ticks is None else engine.tick + ticks
         wakes = await engine.run(until)
         if dawdle:
-            time.sleep(rng.random() * 1e-4 if False else 1e-4)
+            time.sleep(1e-4)
         for wake in wakes:
             if wake.kind == WakeKind.LIMIT:
                 continue
