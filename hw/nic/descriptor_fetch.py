@@ -101,7 +101,13 @@ class DescriptorFetch(wiring.Component):
         self._offer(m, taken, *self._answer(m, answered))
         m.d.comb += [
             self.exhausted.eq(~self.start & (self._next == self.ring.tail) & (used == 0)),
-            self.quiet.eq(~self.completion.valid & ~self.start & blocked & ~self.read.valid),
+            self.quiet.eq(
+                ~self.completion.valid
+                & ~self.start
+                & blocked
+                & ~self.read.valid
+                & ~(self.descriptor.valid & self.descriptor.ready)
+            ),
         ]
         return m
 

@@ -126,7 +126,7 @@ class PacketBuffer(wiring.Component):
             output.packet.eq(Mux(first, metadata.packet, held.packet)),
             output.last.eq(Mux(first, metadata.length, left) <= LINE_BYTES),
             self.empty.eq(~pending & ~loaded),
-            self.quiet.eq(~self.input.valid & ~self.end.valid & ~(pending & ~loaded)),
+            self.quiet.eq(~self.input.valid & ~self.end.valid & ~load & ~accept),
         ]
         with m.If(load):
             m.d.nic += read.eq(read + 1)

@@ -162,10 +162,12 @@ class RxQueue(wiring.Component):
             with m.Case(_State.DISABLED):
                 m.d.comb += settled.eq(~wanted)
             with m.Case(_State.RUNNING):
-                m.d.comb += settled.eq(wanted & (fault == QueueError.NONE) & ~self.resetting)
+                m.d.comb += settled.eq(wanted & (fault == QueueError.NONE))
             with m.Case(_State.DRAINING):
                 m.d.comb += settled.eq(~drained)
-        m.d.comb += self.quiet.eq(settled & fetch.quiet & write_back.quiet & ~self.bus.write & ~self.reset)
+        m.d.comb += self.quiet.eq(
+            settled & ~(self.resetting & wanted) & fetch.quiet & write_back.quiet & ~self.bus.write & ~self.reset
+        )
         return m
 
     def _check_ring(self, m, fault, size, head):
