@@ -11,7 +11,7 @@ from sim.build import tools
 from sim.build.cache import cached, digest, digest_files
 from sim.build.design import Design
 from sim.build.manifest import Manifest
-from sim.build.toplevel import Toplevel
+from sim.build.toplevel import Toplevel, to_verilog
 
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
@@ -69,7 +69,7 @@ def test_the_key_follows_the_machine_not_its_description():
 
 def test_manifest_survives_json_and_orders_probes():
     design_ = design()
-    manifest = Toplevel(design_.make()).manifest
+    _, manifest = to_verilog(design_.make())
     assert Manifest.from_json(manifest.to_json()) == manifest
     order = [(probe.domain, probe.path) for probe in manifest.probes]
     assert order == sorted(order)
