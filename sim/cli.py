@@ -1,7 +1,9 @@
 """The ``nicscope`` command."""
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from hw.config import ConfigError, load_machine, preset_names
+from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
 
@@ -22,6 +24,18 @@ BAD_INPUT = 2
 PATHS = ["napi"]
 APPLICATIONS = ["sink"]
 ENGINES = ["native", "cocotb", "amaranth"]
+
+#: What ``nicscope machines`` tells of each.
+DESCRIPTION: dict[str, Callable[[MachineConfig], str]] = {
+    "cores": lambda m: f"{m.core.count} at {m.clocks.core / 1000:g} GHz",
+    "L1 data cache": lambda m: f"{m.l1.size_kib} KiB, {m.l1.ways} ways",
+    "last-level cache": lambda m: f"{m.llc.size_kib} KiB, {m.llc.ways} ways",
+    "DDIO": lambda m: f"{m.llc.ddio_ways} ways" if m.llc.ddio else "off",
+    "DRAM": lambda m: f"{m.dram.size_mib} MiB, {m.clocks.dram * 2:g} MT/s",
+    "PCIe link": lambda m: f"{m.pcie.gbps:g} Gb/s, {m.pcie.latency_ns:g} ns",
+    "port": lambda m: f"{m.nic.line_gbps:g} Gb/s",
+    "packet buffer": lambda m: f"{m.nic.packet_buffer_kib} KiB",
+}
 
 machine_options = [
     click.option(
@@ -51,7 +65,7 @@ def cli():
 
 
 @cli.command()
-@click.argument("path", type=click.Choice(PATHS))
+@click.argument("path", metavar="PATH", type=click.Choice(PATHS))
 @click.option("--traffic", type=click.Path(path_type=Path), metavar="FILE", help="Replay a pcap or pcapng file.")
 @click.option("--speed", type=float, default=None, metavar="N", help="Replay a capture N times as fast.  [default: 1]")
 @click.option(
@@ -60,14 +74,15 @@ def cli():
 @click.option("--rate", default=None, help="Packet or bit rate, e.g. 5Mpps, 3.2Gbps, line.  [default: line]")
 @click.option("--count", type=int, default=None, help="Frames to generate, or to take of a capture.  [default: 1000]")
 @click.option("--app", type=click.Choice(APPLICATIONS), default="sink", show_default=True, help="What receives.")
+@click.option("--ring", type=int, default=None, help="Receive descriptors.  [default: 512; 32 in small memories]")
 @with_options(machine_options)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
 @click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
-def run(path, traffic, speed, size, rate, count, app, machine, settings, engine, seed, waves, out, as_json):
-    """Send traffic through one receive PATH and say what became of every packet."""
+def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, waves, out, as_json):
+    """Send traffic through one receive PATH (napi) and say what became of every packet."""
     from sim.experiment import Experiment, Traffic
     from sim.report.terminal import print_result
 
@@ -80,6 +95,7 @@ def run(path, traffic, speed, size, rate, count, app, machine, settings, engine,
         engine=engine,
         seed=seed,
         waves=waves,
+        ring=ring,
         out=out or Path("runs") / "last",
     )
     result = experiment.run(console)
@@ -115,20 +131,9 @@ def machines(as_json):
 
         click.echo(json.dumps({name: machine_dict(machine) for name, machine in presets.items()}, indent=2))
         return
-    table = Table()
-    for heading in ("machine", "cores", "L1", "last level", "DDIO", "DRAM", "link", "port"):
-        table.add_column(heading)
-    for name, machine in presets.items():
-        table.add_row(
-            name,
-            f"{machine.core.count} at {machine.clocks.core / 1000:g} GHz",
-            f"{machine.l1.size_kib} KiB",
-            f"{machine.llc.size_kib} KiB, {machine.llc.ways} ways",
-            f"{machine.llc.ddio_ways} ways" if machine.llc.ddio else "off",
-            f"{machine.dram.size_mib} MiB at {machine.clocks.dram * 2:g} MT/s",
-            f"{machine.pcie.gbps:g} Gb/s",
-            f"{machine.nic.line_gbps:g} Gb/s",
-        )
+    table = Table("", *presets)
+    for heading, tell in DESCRIPTION.items():
+        table.add_row(heading, *(tell(machine) for machine in presets.values()))
     Console().print(table)
     click.echo("Every parameter: nicscope machines --json; change one with --set section.key=value.")
 
@@ -137,6 +142,9 @@ def main() -> None:
     """Entry point: user errors are one line on standard error and exit code 2."""
     try:
         code: Any = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        code = BAD_INPUT
     except click.exceptions.Abort:
         code = _complain("interrupted", 130)
     except click.ClickException as error:
@@ -145,6 +153,11 @@ def main() -> None:
         code = _complain(str(error), BAD_INPUT)
     except ToolError as error:
         code = _complain(str(error), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", BAD_INPUT)
     sys.exit(code or 0)
 
 
