@@ -1,0 +1,102 @@
+"""What a stranger types, mistypes included: one clear line and exit code 2, never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sim import cli
+
+CAPTURE = Path(__file__).parents[2] / "traffic" / "programs.pcapng"
+
+
+def call(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["nicscope", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["rn"], "No such command 'rn'. Did you mean 'run'?"),
+        (["run"], "Missing argument 'PATH'"),
+        (["run", "nappi"], "'nappi' is not 'napi'"),
+        (["run", "napi", "--trafic", "x"], "No such option '--trafic'. Did you mean '--traffic'?"),
+        (["run", "napi", "--traffic", "nowhere.pcap"], "nowhere.pcap: no such capture file"),
+        (["run", "napi", "--traffic", __file__], "not a readable pcap or pcapng file"),
+        (["run", "napi", "--traffic", CAPTURE, "--size", "64"], "--size is for generated frames"),
+        (["run", "napi", "--traffic", CAPTURE, "--speed", "0"], "--speed takes a positive number, not 0"),
+        (["run", "napi", "--traffic", CAPTURE, "--speed", "nan"], "--speed takes a positive number, not nan"),
+        (["run", "napi", "--traffic", CAPTURE, "--speed", "2", "--rate", "line"], "give one of them"),
+        (["run", "napi", "--speed", "2"], "--speed scales the timing of a capture"),
+        (["run", "napi", "--size", "10"], "--size takes 46 to 16000 bytes"),
+        (["run", "napi", "--rate", "fast"], "--rate takes a rate such as 5Mpps"),
+        (["run", "napi", "--count", "0"], "--count takes at least 1, not 0"),
+        (["run", "napi", "--count", "many"], "'many' is not a valid integer"),
+        (["run", "napi", "--machine", "teachin"], "unknown machine 'teachin'; did you mean 'teaching'?"),
+        (["run", "napi", "--set", "llc.way=3"], "unknown key of [llc] 'way'; did you mean 'ways'?"),
+        (["run", "napi", "--set", "llc.ways=3"], "llc.ways must divide the 32768 lines"),
+        (["run", "napi", "--set", "nic.line_gbps=200"], "exceeds the 160 Gb/s"),
+        (["run", "napi", "--engine", "qemu"], "'qemu' is not one of 'native', 'cocotb', 'amaranth'"),
+        (["run", "napi", "--engine", "amaranth", "--waves"], "--waves needs --engine native"),
+        (["run", "napi", "--machine", "tiny", "--ring", "100"], "a receive ring has"),
+        (["run", "napi", "--machine", "tiny", "--ring", "0"], "a receive ring has"),
+        (["run", "napi", "--machine", "tiny", "--out", __file__], "File exists"),
+        (["bench", "--machine", "huge"], "unknown machine 'huge'"),
+    ],
+    ids=lambda value: " ".join(Path(str(v)).name for v in value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert message in err and err.count("\n") == 1 and err.startswith("nicscope: ")
+    assert out.strip() == ""
+
+
+def test_help_and_version(capsys, monkeypatch):
+    code, out, _ = call(capsys, monkeypatch, "--help")
+    assert code == 0 and all(command in out for command in ("run", "bench", "machines"))
+    code, out, _ = call(capsys, monkeypatch, "--version")
+    assert code == 0 and out.startswith("nicscope, version ")
+
+
+def test_machines(capsys, monkeypatch):
+    code, out, _ = call(capsys, monkeypatch, "machines")
+    assert code == 0 and "teaching" in out and "tiny" in out
+    code, out, _ = call(capsys, monkeypatch, "machines", "--json")
+    assert json.loads(out)["teaching"]["llc"]["ddio_ways"] == 2
+
+
+def test_json_is_the_result_file(capsys, monkeypatch, tmp_path):
+    code, out, _ = call(
+        capsys,
+        monkeypatch,
+        "run",
+        "napi",
+        "--machine",
+        "tiny",
+        "--count",
+        5,
+        "--rate",
+        "200kpps",
+        "--out",
+        tmp_path,
+        "--json",
+    )
+    assert code == 0
+    printed = json.loads(out)
+    assert printed == json.loads((tmp_path / "result.json").read_text())
+    assert printed["packets"]["delivered"] == 5
+
+
+def test_the_installed_command_runs():
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("nicscope"), "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0
