@@ -108,13 +108,17 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
 
 @cli.command()
 @with_options(machine_options)
+@click.option("--quick", is_flag=True, help="Leave out what takes minutes: cocotb and the build from nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
-def bench(machine, settings, as_json):
+def bench(machine, settings, quick, as_json):
     """Measure the simulator: native engine against the bare model and against cocotb."""
-    from sim.bench import print_figures, speed
+    from sim.bench import BenchError, print_figures, speed
 
     console = Console(stderr=as_json)
-    figures = speed(load_machine(machine, settings), console)
+    try:
+        figures = speed(load_machine(machine, settings), console, quick=quick)
+    except BenchError as error:
+        raise click.exceptions.Exit(_complain(str(error), 1)) from None
     if as_json:
         click.echo(json.dumps(figures, indent=2))
     else:
