@@ -45,11 +45,12 @@ class _Beat(data.Struct):
 class MacReceive(wiring.Component):
     """Takes frames from the wire at line rate and hands on what arrived, beat by beat.
 
-    Preamble, bytes and inter-frame gap take the time they take on the wire. If the last byte of a beat has arrived in
-    full at time T in cycles, the beat passes at edge number ceil(T), or at the edge after the beat before: the
-    probe ``frame`` fires there for the last beat. The beat leaves at the next edge, and one edge after the last one
-    follows ``end``, the verdict: a frame to be dropped is marked ``discard`` there and reported by ``drop``.
-    Nothing holds the MAC up.
+    Preamble, bytes and inter-frame gap take the time they take on the wire. A frame begins when the wire is free and
+    its ``start`` has come; handed over later, to an idle wire, it begins at the edge that accepts it. If the last byte
+    of a beat has arrived in full at time T in cycles, the beat passes at edge number ceil(T), or at the edge after the
+    beat before: the probe ``frame`` fires there for the last beat. The beat leaves at the next edge, and one edge
+    after the last one follows ``end``, the verdict: a frame to be dropped is marked ``discard`` there and reported by
+    ``drop``. Nothing holds the MAC up.
 
     The verdict's ``length`` is that of the packet in memory: without the FCS when both HLREG0.RXCRCSTRP and
     RDRXCTL.CRCSTRIP are on. ``resetting``: the card is being reset, which spoils every frame on the wire.
@@ -104,6 +105,8 @@ class MacReceive(wiring.Component):
 
         # Handed over: straight into a register, the data into one of two rows
         incoming, incoming_valid = Signal(_Beat), Signal()
+        idle = Signal()  # nothing was on the wire when it was handed over
+        waiting_valid = Signal()
         move, due = Signal(), Signal()
         put, take = Signal(), Signal()
         accept = self.wire.valid & self.wire.ready
@@ -116,11 +119,11 @@ class MacReceive(wiring.Component):
         with m.If(self.wire.ready):
             m.d.nic += incoming_valid.eq(self.wire.valid)
         with m.If(accept):
-            m.d.nic += put.eq(~put)
+            m.d.nic += [put.eq(~put), idle.eq(~incoming_valid & ~waiting_valid)]
             m.d.nic += [incoming[name].eq(self.wire.payload[name]) for name, _ in data.Layout.cast(_Beat)]
 
         # On the wire: waits until its last byte has arrived
-        waiting, waiting_valid = Signal(_Beat), Signal()
+        waiting = Signal(_Beat)
         waiting_bytes = Signal(range(LINE_BYTES + 1))
         deadline = Signal(NOW_WIDTH)
         m.d.comb += [
@@ -137,7 +140,7 @@ class MacReceive(wiring.Component):
             m.d.nic += take.eq(~take)
         with m.If(move):
             m.d.nic += waiting.eq(incoming)
-            self._schedule(m, incoming, deadline, waiting_bytes)
+            self._schedule(m, incoming, idle, deadline, waiting_bytes)
         last_bit = due & waiting.last
         self.frame.emit(m, last_bit, packet=waiting.packet, length=waiting.length)
         self.frames.increment(m, last_bit)
@@ -181,7 +184,7 @@ class MacReceive(wiring.Component):
         m.d.comb += self.quiet.eq(~accept & ~move & ~due & ~arrived_valid & ~ended & (spoiled | ~self.resetting))
         return m
 
-    def _schedule(self, m, beat, deadline, size):
+    def _schedule(self, m, beat, idle, deadline, size):
         """When the last byte of ``beat`` has arrived, and how many bytes it holds."""
         # The end of the last byte so far, or of the gap behind the last frame
         cycle, fraction = Signal(NOW_WIDTH), Signal(FRACTION_BITS)
@@ -189,10 +192,13 @@ class MacReceive(wiring.Component):
         from_cycle, from_fraction = Signal.like(cycle), Signal.like(fraction)
         rest, beat_bytes = Signal(16), Signal.like(size)
         end, line = Signal(63), Signal(63)  # fixed point, from from_cycle on
-        late = beat.first & (beat.start > cycle)
+        # A frame handed over to an idle wire, one edge ago, does not begin before that
+        handed_over, start = (self.now - 1)[:NOW_WIDTH], Signal(NOW_WIDTH)
+        m.d.comb += start.eq(Mux(idle & (handed_over > beat.start), handed_over, beat.start))
+        late = beat.first & (start > cycle)
         before = Mux(beat.first, PREAMBLE_BYTES, 0)
         m.d.comb += [
-            from_cycle.eq(Mux(late, beat.start, cycle)),
+            from_cycle.eq(Mux(late, start, cycle)),
             from_fraction.eq(Mux(late, 0, fraction)),
             rest.eq(Mux(beat.first, beat.length, left)),
             beat_bytes.eq(Mux(rest > LINE_BYTES, LINE_BYTES, rest)),

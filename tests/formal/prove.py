@@ -256,11 +256,14 @@ def prove_quiet(
 
 
 def component_inputs(component: Elaboratable, *, without: Iterable[str] = ()) -> list[Value]:
-    """Every input signal of a component."""
+    """Every input signal of a component; the ``ready`` of a stream that is always ready is none."""
     return [
         Value.cast(value)
         for path, member, value in component.signature.flatten(component)
-        if member.flow == In and path[0] not in without and len(Value.cast(value))
+        if member.flow == In
+        and path[0] not in without
+        and len(Value.cast(value))
+        and not isinstance(Value.cast(value), Const)
     ]
 
 

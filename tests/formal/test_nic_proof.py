@@ -1,0 +1,126 @@
+"""The card: its parts are quiet only when nothing would change; descriptors are read only inside head and tail."""
+
+import pytest
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.bus.tilelink import LINE_BITS
+from hw.config import load_machine
+from hw.nic.crc import Crc32
+from hw.nic.descriptor_fetch import DescriptorFetch
+from hw.nic.interrupts import Interrupts, InterruptVector
+from hw.nic.mac import MacReceive
+from hw.nic.nic import ResetControl
+from hw.nic.packet_buffer import PacketBuffer
+from hw.nic.payload_writer import PayloadWriter
+from hw.nic.register_file import RegisterFile
+from hw.nic.rx_dma import RxDma
+from hw.nic.rx_queue import RxQueue
+from hw.nic.tlp_arbiter import TlpArbiter
+from hw.nic.write_back import WriteBack
+from tests.formal.prove import Harness, ProofFailed, prove_quiet
+
+CONFIG = load_machine("tiny")
+
+
+class SomeCrc(wiring.Component):
+    """In place of :class:`hw.nic.crc.Crc32`: another function of the same inputs, and a simpler one."""
+
+    valid: In(1)
+    crc: In(32)
+    data: In(LINE_BITS)
+    next: Out(32)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.next.eq(self.data[:32] ^ self.crc)
+        return m
+
+
+def mac() -> MacReceive:
+    component = MacReceive(CONFIG)
+    component.crc32._MustUse__silence = True
+    assert isinstance(component.crc32, Crc32)
+    component.crc32 = SomeCrc()
+    return component
+
+
+PARTS = {
+    "mac": mac,
+    "packet buffer": lambda: PacketBuffer(1),
+    "payload writer": lambda: PayloadWriter(128),
+    "receive DMA": lambda: RxDma(CONFIG),
+    "descriptor fetch": lambda: DescriptorFetch(cache=8, read_tags=2),
+    "write-back": WriteBack,
+    "queue": lambda: RxQueue(CONFIG),
+    "vector": lambda: InterruptVector(CONFIG),
+    "interrupts": lambda: Interrupts(CONFIG),
+    "register file": lambda: RegisterFile(1, 1),
+    "reset": ResetControl,
+    "arbiter": lambda: TlpArbiter(2),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_quiet(part):
+    prove_quiet(PARTS[part](), domain="nic", cover_depth=None)
+
+
+def test_a_vector_that_forgets_its_answer_is_caught():
+    vector = InterruptVector(CONFIG)
+    with pytest.raises(ProofFailed, match="quiet"):
+        prove_quiet(vector, domain="nic", quiet=~vector.fire & ~vector.sent & ~vector.reset, cover_depth=None)
+
+
+class Fetch(wiring.Component):
+    """A fetcher; with ``bug`` it believes that the tail is one further."""
+
+    def __init__(self, bug: bool):
+        self.fetch = DescriptorFetch(cache=8, read_tags=2)
+        self.bug = bug
+        super().__init__(self.fetch.signature)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.fetch = fetch = self.fetch
+        for name, member in self.signature.members.items():
+            if member.is_signature:
+                inner, outer = getattr(fetch, name), wiring.flipped(getattr(self, name))
+                wiring.connect(m, *((outer, inner) if member.flow == Out else (inner, outer)))
+            elif member.flow == Out:
+                m.d.comb += getattr(self, name).eq(getattr(fetch, name))
+            else:
+                m.d.comb += getattr(fetch, name).eq(getattr(self, name))
+        m.d.comb += fetch.ring.tail.eq(self.ring.tail + self.bug)
+        return m
+
+
+def prove_fetch(bug: bool) -> None:
+    """Inside the ring, within one line, and not the descriptor at the tail or one behind it."""
+    dut = Fetch(bug)
+    harness = Harness(dut)
+    next, size, tail, head = dut.fetch._next, dut.ring.size, dut.ring.tail, dut.head
+    steady = Signal()  # the ring's size has been what it is since the first step
+    harness.module.d.comb += steady.eq(harness.past(size) == size)
+    started = harness.past(Signal(init=1), init=0)
+    harness.assume(~started | steady)
+    harness.assume((size % 8 == 0) & (size != 0) & (size <= 1 << 16))
+    harness.assume((tail < size) & (head < size))
+    harness.always(next < size, "the next descriptor is in the ring")
+    count = dut.issue_count
+    harness.always(~dut.issue | (next + count <= size), "a read ends inside the ring")
+    harness.always(~dut.issue | (next % 4 + count <= 4), "a read is within a line")
+    for place in range(4):
+        harness.always(~dut.issue | (count <= place) | (next + place != tail), "a read stops before the tail")
+    harness.cover(dut.issue & (count == 4))
+    harness.run(prove=2, cover=4)
+
+
+def test_reads_stay_before_the_tail():
+    prove_fetch(bug=False)
+
+
+def test_a_fetch_beyond_the_tail_is_caught():
+    with pytest.raises(ProofFailed, match="before the tail"):
+        prove_fetch(bug=True)
