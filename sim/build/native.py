@@ -36,9 +36,11 @@ VERILATOR_FLAGS = (
 TRACE_FLAGS = "--trace-fst --trace-depth 6 --trace-max-array 64 --trace-max-width 640".split()
 
 CXX_FLAGS = (
-    "-std=c++17 -O2 -fPIC -fvisibility=hidden -fno-gnu-unique -DNDEBUG -DVERILATOR=1 -DVM_COVERAGE=0 -DVM_SC=0 "
+    "-std=c++17 -O2 -fPIC -fvisibility=hidden -DNDEBUG -DVERILATOR=1 -DVM_COVERAGE=0 -DVM_SC=0 "
     "-DVM_TIMING=0 -DVM_TRACE_VCD=0 -DVM_TRACE_SAIF=0 -fcf-protection=none -fno-plt -w"
 ).split()
+#: Several machines in one process must not share what is static in them; clang makes no such symbols.
+GCC_FLAGS = ["-fno-gnu-unique"]
 #: Code that runs once.
 SLOW_FLAGS = ["-O0"]
 #: As nanobind's nb_combined.cpp says.
@@ -85,7 +87,7 @@ def build_native(design: Design, waves: bool = False) -> NativeBuild:
         verilog.key(),
         LOOP.read_bytes(),
         Path(__file__).read_bytes(),
-        json.dumps([flags, CXX_FLAGS, tools.verilator().version, tools.compiler().version, _python_abi()]),
+        json.dumps([flags, _cxx_flags(), tools.verilator().version, tools.compiler().version, _python_abi()]),
     )
     built = False
 
@@ -101,6 +103,10 @@ def build_native(design: Design, waves: bool = False) -> NativeBuild:
 
 def _module_file() -> str:
     return MODULE + str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def _cxx_flags() -> list[str]:
+    return CXX_FLAGS if tools.compiler().is_clang else [*CXX_FLAGS, *GCC_FLAGS]
 
 
 def _python_abi() -> list[str]:
@@ -128,7 +134,7 @@ def _compile(verilog: Verilog, flags: list[str], waves: bool, directory: Path, d
     sources = json.loads((work / f"{CLASS}.json").read_text())
     includes = [f"-I{path}" for path in (work, verilator.include, verilator.include / "vltstd")]
     defines = [f"-DNICSCOPE_WAVES={int(waves)}", f"-DVM_TRACE={int(waves)}", f"-DVM_TRACE_FST={int(waves)}"]
-    base = [compiler.executable, *CXX_FLAGS, *defines, *includes]
+    base = [compiler.executable, *_cxx_flags(), *defines, *includes]
     jobs: list[list[str]] = []
     objects: list[Path] = []
 
@@ -164,7 +170,7 @@ def _nanobind_object(compiler: tools.Compiler, includes: list[str]) -> Path:
     """nanobind's own part, the same for every machine."""
     import nanobind
 
-    flags = [*CXX_FLAGS, *NANOBIND_FLAGS]
+    flags = [*_cxx_flags(), *NANOBIND_FLAGS]
     key = digest(json.dumps([*_python_abi(), compiler.version, flags]))
 
     def build(directory: Path) -> None:

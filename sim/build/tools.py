@@ -118,6 +118,16 @@ def verilator() -> Verilator:
     return found
 
 
+def _versioned_clangs() -> list[str]:
+    """``clang++-19`` and the like on PATH, as Debian names them, the newest first."""
+    found: set[int] = set()
+    for directory in os.get_exec_path():
+        for file in Path(directory).glob("clang++-*"):
+            if file.name.removeprefix("clang++-").isdecimal():
+                found.add(int(file.name.removeprefix("clang++-")))
+    return [f"clang++-{number}" for number in sorted(found, reverse=True)]
+
+
 @functools.cache
 def compiler() -> Compiler:
     """``$CXX`` if set, else clang++ if there is one (faster models, faster builds), else g++.
@@ -125,7 +135,7 @@ def compiler() -> Compiler:
     Raises:
         ToolError: when there is none.
     """
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["clang++", "g++", "c++"]
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["clang++", *_versioned_clangs(), "g++", "c++"]
     for name in candidates:
         found = shutil.which(name)
         version = _output([found, "--version"]) if found else ""
