@@ -305,14 +305,21 @@ class MachineConfig:
     sources: Mapping[str, str] = field(default_factory=dict)  #: where figures come from, by field
 
     def __post_init__(self):
-        nic_bytes = LINE_BYTES * self.clocks.khz("nic") * 1000
-        for name, gbps in (("nic.line_gbps", self.nic.line_gbps), ("pcie.gbps", self.pcie.gbps)):
-            limit = nic_bytes * 8 / 1e9
-            _require(
-                gbps <= limit,
-                f"{name} = {gbps:g} exceeds the {limit:g} Gb/s that {LINE_BYTES} bytes per cycle of clocks.nic = "
-                f"{self.clocks.nic:g} MHz can carry",
-            )
+        clock = f"clocks.nic = {self.clocks.nic:g} MHz"
+        limit = LINE_BYTES * 8 * self.clocks.nic / 1000
+        _require(
+            self.pcie.gbps <= limit,
+            f"pcie.gbps = {self.pcie.gbps:g} exceeds the {limit:g} Gb/s that {LINE_BYTES} bytes per cycle of {clock} "
+            "carry",
+        )
+        # The most beats for their time on the wire: frames one byte longer than a beat.
+        wire_bytes = LINE_BYTES + 1 + PREAMBLE_BYTES + INTER_FRAME_GAP_BYTES
+        limit = wire_bytes * 8 / 2 * self.clocks.nic / 1000
+        _require(
+            self.nic.line_gbps <= limit,
+            f"nic.line_gbps = {self.nic.line_gbps:g} exceeds the {limit:g} Gb/s of {LINE_BYTES + 1}-byte frames that "
+            f"one {LINE_BYTES}-byte beat per cycle of {clock} carries",
+        )
 
     @property
     def ticks_per_second(self) -> int:

@@ -54,9 +54,6 @@ class MacReceive(wiring.Component):
 
     The verdict's ``length`` is that of the packet in memory: without the FCS when both HLREG0.RXCRCSTRP and
     RDRXCTL.CRCSTRIP are on. ``resetting``: the card is being reset, which spoils every frame on the wire.
-
-    Raises:
-        ValueError: when frames can follow one another faster than one beat per cycle.
     """
 
     wire: In(WireStream)
@@ -76,16 +73,7 @@ class MacReceive(wiring.Component):
 
     def __init__(self, config: MachineConfig):
         super().__init__()
-        cycles = config.cycles_per_byte(config.nic.line_gbps)
-        # The shortest time per beat: frames one byte longer than a beat
-        pair = cycles * (LINE_BYTES + 1 + PREAMBLE_BYTES + INTER_FRAME_GAP_BYTES)
-        if pair < 2:
-            limit = float(pair) / 2 * config.nic.line_gbps
-            raise ValueError(
-                f"nic.line_gbps = {config.nic.line_gbps:g} exceeds the {limit:g} Gb/s of 65-byte frames that one "
-                f"beat per cycle of clocks.nic = {config.clocks.nic:g} MHz can carry"
-            )
-        self.cycles_per_byte = int(cycles * 2**FRACTION_BITS)
+        self.cycles_per_byte = int(config.cycles_per_byte(config.nic.line_gbps) * 2**FRACTION_BITS)
         self.max_frame = config.nic.max_frame
         self.beats = RAM(width=LINE_BITS, depth=2, domain="nic")
         self.crc32 = Crc32()

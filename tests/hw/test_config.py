@@ -41,7 +41,7 @@ def test_teaching_is_what_the_documentation_says():
         ("llc.ddio_ways=17", "llc.ddio_ways must be between 1 and 16, not 17"),
         ("llc.ways=3", "llc.ways must divide the 32768 lines"),
         ("l1.ways=3", "l1.ways must be a power of two"),
-        ("nic.line_gbps=400", "exceeds the 160 Gb/s"),
+        ("nic.line_gbps=107", "exceeds the 106.25 Gb/s of 65-byte frames"),
         ("pcie.gbps=500", "exceeds the 160 Gb/s"),
         ("pcie.mps=100", "pcie.mps must be a power of two of at least 128"),
         ("dram.tRAS=10", "dram.tRAS must be at least tRCD = 17"),

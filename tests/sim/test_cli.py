@@ -41,7 +41,7 @@ def call(capsys, monkeypatch, *arguments):
         (["run", "napi", "--machine", "teachin"], "unknown machine 'teachin'; did you mean 'teaching'?"),
         (["run", "napi", "--set", "llc.way=3"], "unknown key of [llc] 'way'; did you mean 'ways'?"),
         (["run", "napi", "--set", "llc.ways=3"], "llc.ways must divide the 32768 lines"),
-        (["run", "napi", "--set", "nic.line_gbps=200"], "exceeds the 160 Gb/s"),
+        (["run", "napi", "--set", "nic.line_gbps=200"], "exceeds the 106.25 Gb/s"),
         (["run", "napi", "--engine", "qemu"], "'qemu' is not one of 'native', 'cocotb', 'amaranth'"),
         (["run", "napi", "--engine", "amaranth", "--waves"], "--waves needs --engine native"),
         (["run", "napi", "--machine", "tiny", "--ring", "100"], "a receive ring has"),

@@ -214,10 +214,3 @@ def test_reset_spoils_the_frame_on_the_wire_only():
     # 0.4 cycles a byte: the second frame is on the wire from 128 to 251
     _, packets, drops, _ = run(frames, reset_at=(180, 181))
     assert drops == {2: DropReason.RESET} and sorted(packets) == [1, 3]
-
-
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
-def test_too_fast_a_line():
-    config = load_machine("tiny", ["nic.line_gbps=250"])
-    with pytest.raises(ValueError, match=r"nic.line_gbps = 250 exceeds the 170 Gb/s of 65-byte frames"):
-        MacReceive(config)
