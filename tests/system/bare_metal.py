@@ -56,6 +56,10 @@ class BareMetal:
         """Queue a read of a device."""
         return self.engine.push(self.contexts[core], K.MMIO_READ.value, address=address, size=size, notify=True)
 
+    def mask_interrupts(self, core: int) -> None:
+        """Queue a CLI: interrupts stay pending from then on."""
+        self.engine.push(self.contexts[core], K.CLI.value)
+
     # Running
 
     def run(self, *cores: int, until: int | None = None) -> list[int]:

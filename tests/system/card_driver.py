@@ -1,9 +1,10 @@
-"""A driver for the card in a few lines, on bare metal: one ring of advanced descriptors, no interrupts."""
+"""A driver for the card in a few lines, on bare metal: one ring of advanced descriptors, found done by polling."""
 
 from bare_metal import BareMetal
 
-from hw.nic.descriptors import DESCRIPTOR_BYTES
-from hw.nic.registers import REG
+from hw.memory_map import BAR3_BASE, MSI_BASE
+from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ
+from hw.nic.registers import REG, Register, msix_entry
 
 __all__ = ["CardDriver"]
 
@@ -19,15 +20,15 @@ class CardDriver:
         self.ring, self.count, self.core = ring, count, core
         self.tail = 0
 
-    def read(self, register, index: int = 0) -> int:
+    def read(self, register: Register, index: int = 0) -> int:
         """Read a register."""
         return self.bench.read(register, index, core=self.core)
 
-    def write(self, register, value: int, index: int = 0) -> None:
+    def write(self, register: Register, value: int, index: int = 0) -> None:
         """Queue a write of a register."""
         self.bench.write(register, value, index, core=self.core)
 
-    def wait_for(self, register, mask: int, wanted: int) -> int:
+    def wait_for(self, register: Register, mask: int, wanted: int) -> int:
         """Read a register until the bits of ``mask`` are ``wanted``; returns how many reads it took."""
         for reads in range(1, PATIENCE + 1):
             value = self.read(register)
@@ -53,14 +54,27 @@ class CardDriver:
         self.write(REG.RXDCTL, REG.RXDCTL.ENABLE.mask)
         self.tail = 0
 
-    def start(self, **srrctl: int) -> None:
-        """Reset the card, set up the ring, receive."""
-        self.reset()
+    def initialise(self, **srrctl: int) -> None:
+        """Set up a card that has just been reset, and receive."""
         self.write(REG.RDRXCTL, REG.RDRXCTL.CRCSTRIP.mask)
         self.set_up_ring(**srrctl)
         self.wait_for(REG.RXDCTL, REG.RXDCTL.ENABLE.mask, REG.RXDCTL.ENABLE.mask)
         self.write(REG.RXCTRL, REG.RXCTRL.RXEN.mask)
         self.read(REG.RXCTRL)
+
+    def start(self, **srrctl: int) -> None:
+        """Reset and set up the card."""
+        self.reset()
+        self.initialise(**srrctl)
+
+    def send_interrupts(self, vector: int) -> None:
+        """Have a message sent to the core for every descriptor written back, without moderation."""
+        for word, value in enumerate((MSI_BASE | self.core << 12, 0, vector, 0)):
+            self.bench.mmio_write(self.core, BAR3_BASE + msix_entry(0) + 4 * word, value)
+        self.write(REG.GPIE, REG.GPIE.MSIX_MODE.mask)
+        self.write(REG.EIAC, REG.EIAC.RTXQ.mask)
+        self.write(REG.IVAR, REG.IVAR.RX_EVEN.put(0) | REG.IVAR.RX_EVEN_VALID.mask)
+        self.write(REG.EIMS, REG.EIMS.RTXQ.mask)
 
     def descriptor(self, index: int) -> int:
         """Address of a descriptor."""
@@ -68,7 +82,7 @@ class CardDriver:
 
     def post(self, buffer: int) -> None:
         """Queue the next descriptor's store; :meth:`publish` gives it to the card."""
-        self.bench.store(self.core, self.descriptor(self.tail), buffer.to_bytes(8, "little"))
+        self.bench.store(self.core, self.descriptor(self.tail), RX_READ.pack(packet_address=buffer))
         self.advance()
 
     def advance(self) -> None:

@@ -1,8 +1,8 @@
 """What loads may return: a shadow of memory that knows when each write became visible.
 
-All times are ticks. A write becomes visible at some moment of an interval, which is one tick where the event log says it
-exactly. A read may give, for every byte by itself, any value that the byte had at some moment between its issue and its
-completion; and it sees the earlier writes of whoever reads, in order.
+All times are ticks. A write becomes visible at some moment of an interval, which is one tick where the event log tells
+it exactly. A read may give, for every byte by itself, any value that the byte had at some moment between its issue and
+its completion; and it sees the earlier writes of whoever reads, in order.
 """
 
 from bisect import bisect_right
