@@ -9,6 +9,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -32,8 +33,11 @@ VERILATOR_FLAGS = (
     "--cc --prefix Vnicscope --top-module nicscope --make json -O3 --x-assign fast --x-initial fast --noassert "
     "--no-timing -Wno-fatal -Wno-lint --output-split 20000 --output-split-cfuncs 2000"
 ).split()
-#: Not traced: signals nested deeper than 6 instances, arrays of more than 64 rows, signals wider than 640 bits.
+#: Not traced: signals nested deeper than 6 instances, arrays of more than 64 rows, signals wider than 640 bits, and
+#: what begins with an underscore.
 TRACE_FLAGS = "--trace-fst --trace-depth 6 --trace-max-array 64 --trace-max-width 640".split()
+#: Names that Amaranth and Yosys invent, about half of all: with an underscore in front they stay out of the waves.
+ANONYMOUS = re.compile(r"\\\$(?=\S)")
 
 CXX_FLAGS = (
     "-std=c++17 -O2 -fPIC -fvisibility=hidden -DNDEBUG -DVERILATOR=1 -DVM_COVERAGE=0 -DVM_SC=0 "
@@ -128,7 +132,11 @@ def _compile(verilog: Verilog, flags: list[str], waves: bool, directory: Path, d
         tools.require_headers(compiler, "zlib.h", "zlib1g-dev")
     work = directory / "work"
     work.mkdir()
-    _run([str(verilator.executable), *flags, "-Mdir", str(work), str(verilog.file)], verilator.environment())
+    source = verilog.file
+    if waves:
+        source = work / "waves.v"
+        source.write_text(ANONYMOUS.sub(r"\\_", verilog.file.read_text()))
+    _run([str(verilator.executable), *flags, "-Mdir", str(work), str(source)], verilator.environment())
     (work / "ports.h").write_text(_ports_header(verilog.manifest))
 
     sources = json.loads((work / f"{CLASS}.json").read_text())

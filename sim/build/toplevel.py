@@ -135,8 +135,8 @@ class Toplevel(Elaboratable):
         for path, timer in collect(self._tree, hw_time.Timer).items():
             port = f"timer_{timer.domain}_{count[timer.domain]}"
             count[timer.domain] += 1
-            self._output(f"{port}_armed", timer.armed)
-            self._output(f"{port}_deadline", timer.deadline)
+            self._output(f"{port}_armed", _named(timer.armed, path, "armed"))
+            self._output(f"{port}_deadline", _named(timer.deadline, path, "deadline"))
             result.append(Timer(path, self.machine.domains.index(timer.domain), port, timer.background))
         return tuple(result)
 
@@ -148,7 +148,9 @@ class Toplevel(Elaboratable):
         for path in order:
             probe = found[path]
             fields = tuple((name, len(signal)) for name, signal in probe.fields.items())
+            _named(probe.valid, path, "valid")
             for name, signal in probe.fields.items():
+                _named(signal, path, name)
                 # Nobody reads the payload of an event that does not happen: let the model skip it.
                 self._output(f"probe_{len(probes)}_{name}", Mux(probe.valid, signal, 0))
             domain = self.machine.domains.index(probe.domain)
@@ -164,7 +166,7 @@ class Toplevel(Elaboratable):
     def _counters(self) -> tuple[Counter, ...]:
         result: list[Counter] = []
         for path, counter in sorted(collect(self._tree, hw_probe.Counter).items()):
-            self._output(f"counter_{len(result)}", counter.value)
+            self._output(f"counter_{len(result)}", _named(counter.value, path, "count"))
             result.append(Counter(path, self.machine.domains.index(counter.domain), counter.doc))
         return tuple(result)
 
@@ -208,6 +210,12 @@ def with_constants(verilog_text: str) -> str:
 def _clock_of(domain: str) -> str:
     """The clock that a domain runs on: all ``core<i>`` share one frequency."""
     return domain.rstrip("0123456789")
+
+
+def _named(signal: Signal, path: str, field: str) -> Signal:
+    """Name a signal of a probe, counter or timer after it: that is how waves show it."""
+    signal.name = f"{path.rpartition('.')[2]}__{field}"
+    return signal
 
 
 def _layout(struct: Any) -> Layout:
