@@ -4,9 +4,8 @@ Nothing hangs, every packet is accounted for, and afterwards the card works as i
 """
 
 import functools
-import random
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,109 +14,22 @@ import pytest
 from hw.bus.tlp import TlpType
 from hw.config import load_machine
 from hw.memory_map import BAR0_BASE, DRAM_BASE, MSI_BASE
-from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_WRITE_BACK
-from hw.nic.drop import DropReason
-from hw.nic.registers import REG, STATION_ADDRESS
+from hw.nic.descriptors import DESCRIPTOR_BYTES
+from hw.nic.registers import REG
 from hw.nic.rx_queue import QueueError
-from sim.build.design import Design
-from sim.build.native import build_native
-from sim.engine.native import NativeEngine
 from sim.observe.log import EventLog
-from sim.wire.frames import with_fcs
 
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from bare_metal import BareMetal  # noqa: E402
-from card_driver import CardDriver  # noqa: E402
+from station import BUFFER_BYTES, DESCRIPTORS, Station  # noqa: E402
 
 CONFIG = load_machine("tiny")
 NIC_PERIOD = CONFIG.period_ticks("nic")
 DRAM_END = DRAM_BASE + (CONFIG.dram.size_mib << 20)
 
-RING, DESCRIPTORS = 0x8000, 64
-BUFFERS, BUFFER_BYTES = 0x20000, 1024
-ETHERTYPE = b"\x88\xb5"  # for experiments (IEEE 802)
 VECTOR = 0x40
-
-
-class Station:
-    """A card, its driver on core 0 and a wire. Interrupts are sent and stay pending."""
-
-    def __init__(self, seed: int = 1):
-        self.engine = NativeEngine(build_native(Design(CONFIG)))
-        self.bench = BareMetal(self.engine)
-        self.bench.mask_interrupts(0)
-        self.driver = CardDriver(self.bench, RING, DESCRIPTORS)
-        self.rng = random.Random(seed)
-        self.frames: dict[int, bytes] = {}  #: without FCS, by packet id
-
-    def fill_ring(self, publish: bool = True) -> None:
-        """Give the card all its buffers, or only write their descriptors."""
-        for index in range(DESCRIPTORS - 1):
-            self.driver.post(BUFFERS + index * BUFFER_BYTES)
-        if publish:
-            self.driver.publish()
-
-    def send(self, count: int, largest: int = BUFFER_BYTES) -> int:
-        """Put frames on the wire, back to back from now on; returns the tick by which all have arrived."""
-        start = self.engine.tick // NIC_PERIOD + 10
-        octets = 0
-        for _ in range(count):
-            size = self.rng.randint(60, largest)
-            packet = len(self.frames) + 1
-            self.frames[packet] = STATION_ADDRESS + self.rng.randbytes(6) + ETHERTYPE + self.rng.randbytes(size - 14)
-            self.engine.push_frame(with_fcs(self.frames[packet]), packet, start)
-            octets += size + 24
-        return int((start + octets * CONFIG.cycles_per_byte(CONFIG.nic.line_gbps) + 10) * NIC_PERIOD)
-
-    def work_until(self, tick: int) -> None:
-        """Have core 0 do nothing until then."""
-        cycles = tick // CONFIG.period_ticks("core") - self.bench.cycle()
-        if cycles > 0:
-            self.bench.execute(0, cycles)
-            self.bench.complete(0, self.bench.fence(0))
-
-    def log(self) -> EventLog:
-        """The event log."""
-        return self.bench.log()
-
-    def fates(self) -> dict[int, list[str]]:
-        """Everything that became of each packet, by its id."""
-        log = self.log()
-        result: dict[int, list[str]] = defaultdict(list)
-        for probe in log.manifest.probes:
-            if probe.path.startswith("nic.rx.write_back"):
-                for packet in log.select(probe.path)["packet"].tolist():
-                    result[packet].append("delivered")
-            elif probe.path.startswith("nic.") and probe.path.endswith("drop"):
-                for event in log.select(probe.path):
-                    result[int(event["packet"])].append(DropReason(int(event["reason"])).name)
-        return result
-
-    def check_accounts(self) -> Counter:
-        """One thing became of every packet; returns how often each did."""
-        fates = self.fates()
-        assert {packet: len(fates[packet]) for packet in self.frames} == dict.fromkeys(self.frames, 1)
-        return Counter(fates[packet][0] for packet in self.frames)
-
-    def check_received(self, packets: list[int]) -> None:
-        """Core 0 finds these packets, and no more, in the ring from its start on, by loads."""
-        for index, packet in enumerate(packets):
-            frame = self.frames[packet]
-            done = RX_WRITE_BACK.unpack(self._load(self.driver.descriptor(index), DESCRIPTOR_BYTES))
-            assert (done["dd"], done["eop"], done["length"]) == (1, 1, len(frame))
-            buffer = BUFFERS + index * BUFFER_BYTES
-            got = b"".join(self._load(buffer + at, 64) for at in range(0, len(frame), 64))
-            assert got[: len(frame)] == frame
-        behind = RX_WRITE_BACK.unpack(self._load(self.driver.descriptor(len(packets)), DESCRIPTOR_BYTES))
-        assert behind["dd"] == 0
-
-    def _load(self, address: int, size: int) -> bytes:
-        data = self.bench.complete(0, self.bench.load(0, address, size))
-        assert isinstance(data, bytes)
-        return data
 
 
 # ---- Reset
@@ -152,7 +64,7 @@ class ResetRun:
 @functools.cache
 def reset_after(delay: int, backlog: bool) -> ResetRun:
     """Receive, reset, set up again, receive again; check all that must hold whatever the delay."""
-    station = Station(seed=delay)
+    station = Station(CONFIG, seed=delay)
     driver = station.driver
     driver.start()
     driver.send_interrupts(VECTOR)
@@ -257,7 +169,7 @@ BAD_RINGS = {
 def test_bad_ring(name):
     """The card says so by EICR.DHER, its RXDCTL.ENABLE reads 0, packets are dropped; then a good ring works."""
     settings, error = BAD_RINGS[name]
-    station = Station()
+    station = Station(CONFIG)
     driver = station.driver
     driver.reset()
     driver.write(REG.RDRXCTL, REG.RDRXCTL.CRCSTRIP.mask)

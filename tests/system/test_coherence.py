@@ -19,7 +19,7 @@ from hw.bus.core import OperationKind as K
 from hw.bus.tilelink import LINE_BYTES
 from hw.config import load_machine
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_WRITE_BACK
-from hw.nic.registers import REG, STATION_ADDRESS
+from hw.nic.registers import REG
 from sim.build.design import Design
 from sim.build.native import build_native
 from sim.engine.native import NativeEngine
@@ -34,6 +34,7 @@ from bare_metal import BareMetal, Stuck  # noqa: E402
 from card_driver import CardDriver  # noqa: E402
 from coherence import DEVICE, Access, Shadow  # noqa: E402
 from dma_machine import Fault, plant_order, read_order, write_order  # noqa: E402
+from station import LEAST_BYTES, random_frame  # noqa: E402
 
 CORES = 2
 CONFIG = load_machine("tiny")
@@ -185,8 +186,7 @@ def parts(address: int, length: int) -> list[tuple[int, int]]:
 RING = 0x8000
 DESCRIPTORS = 8  # the least: two lines
 RING_LINES = [RING // LINE_BYTES + line for line in range(DESCRIPTORS * DESCRIPTOR_BYTES // LINE_BYTES)]
-SMALLEST, LARGEST = 60, 250  # bytes of a frame without FCS
-ETHERTYPE = b"\x88\xb5"  # for experiments (IEEE 802)
+LARGEST = 250  # bytes of a frame without FCS
 
 
 class CardRun:
@@ -247,13 +247,13 @@ class CardRun:
         rng, driver = self.rng, self.driver
         free = (head - driver.tail - 1) % DESCRIPTORS
         for _ in range(min(rng.randint(0, free), most)):
-            size = rng.randint(SMALLEST, LARGEST)
+            size = rng.randint(LEAST_BYTES, LARGEST)
             first, last = NEIGHBOURS[0] * LINE_BYTES, (NEIGHBOURS[-1] + 1) * LINE_BYTES
             buffer = rng.randint(first, last - size)
             self.programs.store(driver.core, driver.descriptor(driver.tail), buffer.to_bytes(8, "little"))
             driver.advance()
             self.buffers.append(buffer)
-            frame = STATION_ADDRESS + rng.randbytes(6) + ETHERTYPE + rng.randbytes(size - 14)
+            frame = random_frame(rng, size)
             self.frames.append(frame)
             start = self.engine.tick // self.nic_period + rng.randint(0, 200)
             self.engine.push_frame(with_fcs(frame), len(self.frames), start)

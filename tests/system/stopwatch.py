@@ -1,0 +1,66 @@
+"""Times single operations on a machine at rest, by the event log."""
+
+import math
+from fractions import Fraction
+
+from bare_metal import BareMetal
+
+from hw.bus.core import OperationKind as K
+from hw.bus.tilelink import LINE_BYTES
+from hw.config import MachineConfig
+from sim.engine.native import NativeEngine
+
+__all__ = ["REST", "Difference", "Stopwatch"]
+
+#: Core cycles of rest before a measurement: longer than any access leaves anything under way.
+REST = 400
+
+
+class Stopwatch:
+    """Times one operation at a time by the event log."""
+
+    def __init__(self, config: MachineConfig, bench: BareMetal):
+        self.config, self.bench = config, bench
+
+    def time(self, core: int, kind: K, address: int, size: int, rest: int = REST) -> tuple[int, int]:
+        """Let everything come to rest, do it, and return the edges of its issue and its completion."""
+        bench = self.bench
+        bench.execute(core, rest)
+        operation = bench.load if kind is K.LOAD else bench.mmio_read
+        bench.complete(core, operation(core, address, size))
+        log = bench.log()
+        issues = log.select(f"core{core}.port.issue")
+        completions = log.select(f"core{core}.port.completion")
+        assert issues["kind"][-1] == kind.value and issues["id"][-1] == completions["id"][-1]
+        return int(issues["cycle"][-1]), int(completions["cycle"][-1])
+
+    def counted(self) -> "Difference":
+        """Counters from here on."""
+        return Difference(self.bench.engine)
+
+    def evict(self, core: int, line: int) -> None:
+        """Bring ``line`` to the last level and out of the L1 of ``core``: by loads of other lines of its set."""
+        l1 = self.config.l1
+        for way in range(2 * l1.ways):
+            self.bench.complete(core, self.bench.load(core, LINE_BYTES * (line + way * l1.sets)))
+            self.bench.execute(core, REST)
+
+    def after_a_refresh(self) -> None:
+        """Have core 0 work until a refresh has just passed: every row is closed, and the next one is far."""
+        dram = self.config.dram
+        nanoseconds = Fraction(1000) / Fraction(str(self.config.clocks.dram))
+        interval = math.ceil(dram.tREFI * nanoseconds * Fraction(str(self.config.clocks.core)) / 1000)
+        busy = math.ceil((dram.tRFC + dram.tRAS + dram.tRP + dram.banks) * nanoseconds * 3)
+        now = self.bench.cycle()
+        self.bench.execute(0, (now // interval + 1) * interval + busy - now)
+
+
+class Difference:
+    """Counters since it was made."""
+
+    def __init__(self, engine: NativeEngine):
+        self._engine = engine
+        self._before = engine.counters()
+
+    def __getitem__(self, name: str) -> int:
+        return self._engine.counters()[name] - self._before[name]
