@@ -18,6 +18,7 @@ from hw.nic.drop import DropReason
 from sim.build.design import Design
 from sim.engine.engine import Engine, Jump
 from sim.observe.log import EventLog
+from sim.observe.waves import gtkwave_view
 from sim.result import Fate, Observation, summarise
 from sim.wire.capture import read_capture, write_capture
 from sim.wire.frames import (
@@ -159,7 +160,13 @@ class Experiment:
 
     def files(self) -> list[str]:
         """Names of what a run writes."""
-        return ["result.json", "wire.pcapng", "log.npy", "probes.json", *(["waves.fst"] if self.waves else [])]
+        return [
+            "result.json",
+            "wire.pcapng",
+            "log.npy",
+            "probes.json",
+            *(["waves.fst", "waves.gtkw"] if self.waves else []),
+        ]
 
     def job(self) -> dict[str, Any]:
         """What :func:`observe` needs, as plain data."""
@@ -201,6 +208,8 @@ class Experiment:
         np.save(self.out / "log.npy", observation.log)
         probes = [asdict(probe) for probe in observation.manifest.probes]
         (self.out / "probes.json").write_text(json.dumps(probes, indent=1) + "\n")
+        if self.waves:
+            (self.out / "waves.gtkw").write_text(gtkwave_view(EventLog(observation.manifest, observation.log)))
         ns_per_tick = Fraction(10**9, self.machine.ticks_per_second)
         arrived = [(fate.arrived_tick, fate) for fate in fates if fate.arrived_tick is not None]
         write_capture(
