@@ -38,14 +38,11 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     table.add_row("offered", f"{rates['offered_mpps']:.3f} Mpps")
     table.add_row("delivered", f"{rates['delivered_mpps']:.3f} Mpps, {rates['delivered_gbps']:.3f} Gb/s")
     if latency["min"] is not None:
-        table.add_row(
-            "last bit on the wire to return from recv",
-            f"p50 {latency['p50']:,.0f} ns, p99 {latency['p99']:,.0f} ns, max {latency['max']:,.0f} ns",
-        )
+        for name in ("p50", "p99", "max"):
+            table.add_row(f"wire to return from recv, {name}", f"{latency[name]:,.0f} ns")
     interrupts = result["interrupts"]
-    table.add_row(
-        "interrupts", f"{interrupts['raised']:,} raised, {interrupts['taken']:,} taken; {interrupts['polls']:,} polls"
-    )
+    table.add_row("interrupts raised, taken", f"{interrupts['raised']:,}, {interrupts['taken']:,}")
+    table.add_row("polls", f"{interrupts['polls']:,}")
     console.print(table)
 
     functions = sorted(result["cycles_per_packet"].items(), key=lambda item: -item[1])
@@ -70,7 +67,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(str(index), *(f"{100 * share / total:.1f}" for share in shares))
     console.print(table)
     console.print(
-        f"{time['simulated_ns'] / 1000:,.1f} us simulated, {time['cycles']['core']:,} core cycles, in {host['wall_s']:.1f} s"
-        f" ({host['core_cycles_per_s'] / 1e6:.2f} M core cycles/s)",
+        f"{time['simulated_ns'] / 1000:,.1f} us simulated, {time['cycles']['core']:,} core cycles,"
+        f" in {host['wall_s']:.1f} s ({host['core_cycles_per_s'] / 1e6:.2f} M core cycles/s)",
         highlight=False,
     )
