@@ -43,6 +43,8 @@ _HEX, _BINARY, _DECIMAL, _COMMENT = "@22", "@28", "@24", "@200"
 #: About how many pixels a packet's way is drawn on.
 _PIXELS = 800
 _NAMED_MARKERS = 26
+#: Pixels in what GTKWave calls a frame, the unit of its zoom.
+_FRAME_PIXELS = 200
 
 
 def picoseconds(tick: int, ticks_per_second: int) -> int:
@@ -109,10 +111,10 @@ def _span(marks: Sequence[_Mark]) -> int:
 
 
 def _zoom(marks: Sequence[_Mark]) -> str:
-    """The line with the zoom (minus the logarithm of picoseconds per pixel), the cursor, and every named marker."""
+    """The line with the zoom (minus the logarithm of picoseconds per frame), the cursor, and every named marker."""
     places = {mark.letter: mark.picosecond for mark in marks}
     named = [places.get(chr(ord("A") + number), -1) for number in range(_NAMED_MARKERS)]
-    zoom = -math.log2(1.2 * _span(marks) / _PIXELS)
+    zoom = -math.log2(1.2 * _span(marks) / _PIXELS * _FRAME_PIXELS)
     return f"*{zoom:.6f} {_first(marks)} " + " ".join(map(str, named))
 
 
@@ -124,7 +126,7 @@ def _signals(manifest: Manifest) -> list[str]:
         lines += [_COMMENT, f"-{title}", _BINARY, *(f"nicscope.{port}" for port in ports)]
         for probe in manifest.probes:
             if probe.path.startswith(tuple(beginnings)):
-                lines += [_BINARY, f"+{{{probe.path}}} {probe_signal(probe.path)}"]
+                lines += [_BINARY, f"+{{{probe.path.replace('.', ' ')}}} {probe_signal(probe.path)}"]
                 for name, width in probe.fields:
                     signal = probe_signal(probe.path, name)
                     lines.append(_DECIMAL if name in ("packet", "length", "count", "index") else _HEX)

@@ -254,7 +254,7 @@ def test_the_view_marks_the_steps_of_a_packet(run):
         ("E", "interrupt"),
     ]
     start = int(re.search(r"^\[timestart\] (\d+)$", view, re.MULTILINE)[1])
-    assert start < arrived < start + 2 ** -float(zoom) * 800
+    assert start < arrived < start + 2 ** -float(zoom) / 200 * 800
 
 
 def test_a_packet_that_never_came_has_no_marks(run):
