@@ -19,7 +19,7 @@ from sim.build.design import Design
 from sim.engine.engine import Engine, Jump
 from sim.observe.log import EventLog
 from sim.observe.waves import gtkwave_view
-from sim.result import Fate, Observation, summarise
+from sim.result import FUNCTION_MASK, Fate, Observation, summarise
 from sim.wire.capture import read_capture, write_capture
 from sim.wire.frames import (
     FCS_BYTES,
@@ -33,7 +33,7 @@ from sim.wire.frames import (
     parse_rate,
     with_fcs,
 )
-from sw.core import Note
+from sw.core import Note, Record
 from sw.costs import load_costs
 from sw.port import WakeKind
 from sw.system import System
@@ -296,13 +296,13 @@ async def observe(
 
     log = EventLog(engine.manifest, engine.log())
     written = _written_packets(log)
-    tags = np.frombuffer(system.record.tags, dtype=np.uint16)
+    functions, tags = _tags(system.record)
     return Observation(
         manifest=engine.manifest,
         log=log.log,
         issued=[engine.issued(core) for core in range(machine.core.count)],
-        tags=tags.copy(),
-        functions=list(system.record.function_names),
+        tags=tags,
+        functions=functions,
         delivered={written[index]: handle for index, handle in account.delivered.items()},
         dropped={
             **_dropped_by_card(engine),
@@ -359,6 +359,20 @@ def _system(engine: Engine, machine: MachineConfig, ring: int | None, account: _
         )
     except (ValueError, MemoryError) as error:
         raise ConfigError(str(error)) from None
+
+
+def _tags(record: Record) -> tuple[list[str], np.ndarray]:
+    """Names of the functions that ran, sorted, and each operation's tag with the function's place among them.
+
+    The record numbers functions in the order in which a process came to know them; a result must not depend on that.
+    """
+    tags = np.frombuffer(record.tags, dtype=np.uint16)
+    used = sorted(np.unique(tags & FUNCTION_MASK).tolist(), key=lambda number: record.function_names[number])
+    place = np.zeros(FUNCTION_MASK + 1, dtype=np.uint16)
+    place[used] = np.arange(len(used))
+    return [record.function_names[number] for number in used], tags & ~np.uint16(FUNCTION_MASK) | place[
+        tags & FUNCTION_MASK
+    ]
 
 
 def _dropped_by_card(engine: Engine) -> dict[int, str]:

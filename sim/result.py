@@ -16,7 +16,7 @@ from hw.config import MachineConfig
 from sim.build.manifest import Manifest
 from sim.observe.log import EventLog
 
-__all__ = ["SCHEMA", "Fate", "Observation", "machine_dict", "summarise"]
+__all__ = ["FUNCTION_MASK", "SCHEMA", "Fate", "Observation", "machine_dict", "summarise"]
 
 SCHEMA = "nicscope-result-1"
 
@@ -50,7 +50,7 @@ class Observation:
     manifest: Manifest
     log: np.ndarray  #: see sim.observe.log
     issued: Sequence[np.ndarray]  #: per core: handle of each issued operation, one per event of its issue probe
-    tags: np.ndarray  #: by handle: number of the function in the lower twelve bits, mode above (sw.core.Record)
+    tags: np.ndarray  #: by handle: index into ``functions`` in the lower twelve bits, mode above (as in sw.core.Record)
     functions: Sequence[str]
     delivered: Mapping[int, int]  #: packet id -> handle of the first operation after recv returned it
     dropped: Mapping[int, str]  #: packet id -> reason, hardware and software
