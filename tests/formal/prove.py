@@ -208,6 +208,7 @@ def prove_quiet(
     mode: str = "prove",
     depth: int = 2,
     cover_depth: int | None = 20,
+    outstanding: Value | None = None,
 ) -> None:
     """Prove that ``component`` may skip its edges of ``domain`` while it is quiet.
 
@@ -230,6 +231,7 @@ def prove_quiet(
             must have.
         depth: steps of induction, at least 2, or of that run.
         cover_depth: steps within which the component becomes quiet again; None for no cover.
+        outstanding: what it waits for then: high in the run that is covered.
 
     Raises:
         ProofFailed: naming the property that does not hold.
@@ -262,7 +264,8 @@ def prove_quiet(
     same = surroundings == harness.past(surroundings)
     harness.always(~could_skip | ~same | due | may_skip, "quiet stays until something happens")
 
-    harness.cover(may_skip & harness.past(~may_skip & harness.tick[domain]))
+    waits = Const(1) if outstanding is None else outstanding
+    harness.cover(may_skip & harness.past(~may_skip & harness.tick[domain]) & waits)
     harness.run(**{mode: depth}, **({} if cover_depth is None else {"cover": cover_depth}))
 
 
