@@ -25,29 +25,17 @@ from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sw.costs import Cost
+from sw.issue import FUNCTION_MASK, LINE, MODE_SHIFT, Issuer
 from sw.port import CorePort, OperationKind, WakeKind
 from sw.structs import Field
 
 __all__ = ["LINE", "Context", "Core", "Dispatcher", "Mode", "Note", "Record", "function"]
 
-#: Bytes of a cache line: no operation crosses a line border.
-LINE = 64
-_OFFSET = LINE - 1
-
-_EXECUTE = OperationKind.EXECUTE.value
-_LOAD = OperationKind.LOAD.value
-_STORE = OperationKind.STORE.value
-_PREFETCH = OperationKind.PREFETCH.value
-_MMIO_READ = OperationKind.MMIO_READ.value
-_MMIO_WRITE = OperationKind.MMIO_WRITE.value
 _FENCE = OperationKind.FENCE.value
 _HALT = OperationKind.HALT.value
 _CLI = OperationKind.CLI.value
 _STI = OperationKind.STI.value
 _IRET = OperationKind.IRET.value
-
-#: ``Operation.uops`` is 16 bits wide.
-_UOPS_MAX = 0xFFFF
 
 
 class Mode(enum.IntEnum):
@@ -60,10 +48,6 @@ class Mode(enum.IntEnum):
     USER = 4
 
 
-#: A tag names function and mode of an operation: the mode above, the function's number below.
-_MODE_SHIFT = 12
-_FUNCTION_MASK = (1 << _MODE_SHIFT) - 1
-
 _functions: list[str] = ["(none)"]
 _numbers: dict[str, int] = {}
 
@@ -73,8 +57,8 @@ def _number_of(name: str) -> int:
     number = _numbers.get(name)
     if number is None:
         number = len(_functions)
-        if number > _FUNCTION_MASK:
-            raise ValueError(f"at most {_FUNCTION_MASK} functions can be told apart")
+        if number > FUNCTION_MASK:
+            raise ValueError(f"at most {FUNCTION_MASK} functions can be told apart")
         _functions.append(name)
         _numbers[name] = number
     return number
@@ -98,21 +82,36 @@ class Record:
         on_note: called with every :class:`Note` as it is made.
     """
 
-    __slots__ = ("_append", "notes", "on_note", "tags")
+    __slots__ = ("_tags", "_take_tags", "notes", "on_note")
 
     def __init__(self, on_note: Callable[[Note], None] | None = None):
-        self.tags = array("H")
+        self._tags = array("H")
+        self._take_tags: Callable[[], bytes] | None = None
         self.notes: list[Note] = []
         self.on_note = on_note
-        self._append = self.tags.append
+
+    def issuer(self, port: CorePort, costs: Mapping[str, tuple[int, int]]) -> Any:
+        """Make the issuer of one core, the engine's own if it has one; its tags come here."""
+        if not hasattr(type(port), "issuer"):
+            return Issuer(port, self._tags, costs, _functions)
+        engine: Any = port
+        self._take_tags = engine.take_tags
+        return engine.issuer(dict(costs), _functions)
+
+    @property
+    def tags(self) -> array:
+        """Tag of each operation, by handle."""
+        if self._take_tags is not None:
+            self._tags.frombytes(self._take_tags())
+        return self._tags
 
     def function_of(self, handle: int) -> str:
         """Name of the innermost function that issued the operation."""
-        return _functions[self.tags[handle] & _FUNCTION_MASK]
+        return _functions[self.tags[handle] & FUNCTION_MASK]
 
     def mode_of(self, handle: int) -> Mode:
         """On whose account the operation ran."""
-        return Mode(self.tags[handle] >> _MODE_SHIFT)
+        return Mode(self.tags[handle] >> MODE_SHIFT)
 
     @property
     def function_names(self) -> Sequence[str]:
@@ -147,7 +146,6 @@ class Context:
         "pushed",
         "registers",
         "results",
-        "stack",
         "state",
         "successor",
         "tag",
@@ -158,10 +156,9 @@ class Context:
         self.number = number
         self.coroutine = coroutine
         self.parent = parent
-        self.tag = mode << _MODE_SHIFT
-        self.stack: list[int] = []  #: tags of the calling functions
-        self.results: dict[int, int | bytes] = {}  #: results that arrived before they were awaited
-        self.waiting = -1
+        self.tag = mode << MODE_SHIFT
+        self.results: dict[int, Any] = {}  #: results that arrived before they were awaited
+        self.waiting = -1  #: handle of the operation whose result it waits for, -1 if it does not
         self.state = _State.READY
         self.successor: Context | None = None
         self.drained = False  #: its queue ran empty while another context was current
@@ -172,7 +169,24 @@ class Context:
     @property
     def mode(self) -> Mode:
         """Mode of the code that was running when the context last stopped."""
-        return Mode(self.tag >> _MODE_SHIFT)
+        return Mode(self.tag >> MODE_SHIFT)
+
+
+#: What a core takes from its issuer as it is.
+_ISSUED = (
+    "load",
+    "get",
+    "load_bytes",
+    "load_all",
+    "load_begin",
+    "touch",
+    "prefetch",
+    "store",
+    "put",
+    "mmio_read",
+    "mmio_write",
+    "execute",
+)
 
 
 class Core:
@@ -188,25 +202,39 @@ class Core:
     #: What :meth:`new_context` makes.
     context_class: type[Context] = Context
 
+    # The issuer's own methods: nothing lies in between. See sw.issue.Issuer for what each does.
+    load: Callable[[int, int], Awaitable[Any]]
+    get: Callable[[int, Field], Awaitable[Any]]
+    load_bytes: Callable[[int, int], Awaitable[bytes]]
+    load_all: Callable[..., Awaitable[list[Any]]]
+    load_begin: Callable[[int, int], int]
+    touch: Callable[[int, int], None]
+    prefetch: Callable[[int], None]
+    store: Callable[[int, int | bytes, int], None]
+    put: Callable[[int, Field, int | bytes], None]
+    mmio_read: Callable[..., Awaitable[int]]
+    mmio_write: Callable[..., None]
+    execute: Callable[..., None]
+
     def __init__(self, index: int, port: CorePort, record: Record, costs: Mapping[str, Cost]):
         self.index = index
         self.port = port
         self.record = record
         self.costs = costs
         self.current: Any = None  #: the :class:`Context` this core draws from
-        self.waiters: dict[int, Context] = {}  #: who waits for which operation
-        self._costs: list[tuple[int, int] | None] = []
-        self._push = port.push
-        self._tagged = record.tags.append
-        self._number = -1
-        self._tag = 0
-        self._stack: list[int] = []
+        self.contexts: dict[int, Context] = {}  #: by number; all cores of a machine share them
+        charges = {name: (cost.cycles, cost.uops) for name, cost in costs.items()}
+        self.issuer: Any = record.issuer(port, charges)
+        for name in _ISSUED:
+            setattr(self, name, getattr(self.issuer, name))
 
     # Contexts
 
     def new_context(self, coroutine: Coroutine[Any, Any, None], mode: Mode, parent: Context | None = None) -> Context:
         """Make a context that will run ``coroutine``; when it returns, the core goes on with ``parent``."""
-        return self.context_class(self.port.new_context(), coroutine, mode, parent)
+        context = self.context_class(self.port.new_context(), coroutine, mode, parent)
+        self.contexts[context.number] = context
+        return context
 
     @types.coroutine
     def switch_to(self, context: Context) -> Generator[Context, None, None]:
@@ -224,167 +252,39 @@ class Core:
 
     def _enter(self, context: Context) -> None:
         """Make ``context`` the one that runs here."""
-        previous = self.current
-        if previous is not None:
-            previous.tag = self._tag
+        tag = self.issuer.enter(context.number, context.tag)
+        if self.current is not None:
+            self.current.tag = tag
         self.current = context
-        self._number = context.number
-        self._tag = context.tag
-        self._stack = context.stack
-
-    # Memory
-
-    @types.coroutine
-    def load(self, address: int, size: int) -> Generator[int, Any, Any]:
-        """Read ``size`` bytes: an ``int`` (little-endian) up to 8 bytes, else ``bytes``.
-
-        What crosses line borders is read in one operation per line, overlapping.
-        """
-        if (address & _OFFSET) + size > LINE:
-            data = yield from self.load_bytes(address, size)
-            return int.from_bytes(data, "little") if size <= 8 else data
-        handle = self._push(self._number, _LOAD, address, size, 0, 0, 1, -1, True)
-        self._tagged(self._tag)
-        self.waiters[handle] = self.current
-        return (yield handle)
-
-    @types.coroutine
-    def load_bytes(self, address: int, size: int) -> Generator[int, Any, bytes]:
-        """Read any number of bytes, also 0, as ``bytes``; one operation per line, overlapping."""
-        data = bytearray()
-        for handle, length in self._load_pieces(address, size):
-            results = self.current.results
-            value = results.pop(handle) if handle in results else (yield handle)
-            data += value.to_bytes(length, "little") if type(value) is int else value
-        return bytes(data)
-
-    def _load_pieces(self, address: int, size: int) -> list[tuple[int, int]]:
-        handles = []
-        while size > 0:
-            length = min(size, LINE - (address & _OFFSET))
-            handles.append((self.load_begin(address, length), length))
-            address += length
-            size -= length
-        return handles
-
-    def load_begin(self, address: int, size: int) -> int:
-        """Issue a load within one line and go on; :meth:`result` of the handle gives the value later."""
-        handle = self._push(self._number, _LOAD, address, size, 0, 0, 1, -1, True)
-        self._tagged(self._tag)
-        self.waiters[handle] = self.current
-        return handle
 
     @types.coroutine
     def result(self, handle: int) -> Generator[int, Any, Any]:
         """The value of a load begun by this context."""
-        results = self.current.results
-        if handle in results:
-            return results.pop(handle)
         return (yield handle)
 
-    @types.coroutine
-    def load_all(self, *places: tuple[int, int]) -> Generator[int, Any, list[Any]]:
-        """Read several ``(address, size)`` places, none of which crosses a line border, overlapping."""
-        handles = [self.load_begin(address, size) for address, size in places]
-        values = []
-        for handle in handles:
-            results = self.current.results
-            values.append(results.pop(handle) if handle in results else (yield handle))
-        return values
-
-    def touch(self, address: int, size: int) -> None:
-        """Read bytes within one line whose value nobody waits for (they are known or restored wholesale)."""
-        self._push(self._number, _LOAD, address, size, 0, 0, 1)
-        self._tagged(self._tag)
-
-    def store(self, address: int, value: int | bytes, size: int) -> None:
-        """Write ``size`` bytes, in program order; one operation per line."""
-        if (address & _OFFSET) + size > LINE:
-            data = value.to_bytes(size, "little") if isinstance(value, int) else value
-            start = 0
-            while start < size:
-                length = min(size - start, LINE - (address & _OFFSET))
-                self.store(address, data[start : start + length], length)
-                address += length
-                start += length
-            return
-        self._push(self._number, _STORE, address, size, value, 0, 1)
-        self._tagged(self._tag)
-
-    def get(self, base: int, field: Field) -> Awaitable[Any]:
-        """Load one field of the structure at ``base``."""
-        return self.load(base + field[0], field[1])
-
-    def put(self, base: int, field: Field, value: int | bytes) -> None:
-        """Store one field of the structure at ``base``."""
-        self.store(base + field[0], value, field[1])
-
-    def prefetch(self, address: int) -> None:
-        """Ask for the line of ``address``."""
-        self._push(self._number, _PREFETCH, address, 1, 0, 0, 1)
-        self._tagged(self._tag)
-
-    @types.coroutine
-    def fence(self) -> Generator[int, Any, None]:
+    def fence(self) -> Awaitable[None]:
         """Wait until every earlier load is complete and every earlier store visible."""
-        yield self._wait_for(_FENCE)
+        return self.issuer.wait(_FENCE)
 
-    # Devices
+    # Interrupts
 
-    @types.coroutine
-    def mmio_read(self, address: int, size: int = 4) -> Generator[int, Any, int]:
-        """Read a device register of 4 or 8 bytes."""
-        handle = self._push(self._number, _MMIO_READ, address, size, 0, 0, 1, -1, True)
-        self._tagged(self._tag)
-        self.waiters[handle] = self.current
-        return (yield handle)
-
-    def mmio_write(self, address: int, value: int, size: int = 4) -> None:
-        """Write a device register of 4 or 8 bytes; posted, after every earlier store is visible."""
-        self._push(self._number, _MMIO_WRITE, address, size, value, 0, 1)
-        self._tagged(self._tag)
-
-    # Time and interrupts
-
-    def execute(self, cost: str | int, count: int = 1) -> None:
-        """Compute for ``count`` times the cost of that name, or for so many cycles of the core's clock."""
-        if isinstance(cost, int):
-            cycles = uops = cost * count
-        else:
-            entry = self.costs[cost]
-            cycles = entry.cycles * count
-            uops = entry.uops * count
-        if cycles > 0:
-            self._push(self._number, _EXECUTE, 0, 0, 0, cycles, uops if uops < _UOPS_MAX else _UOPS_MAX)
-            self._tagged(self._tag)
-
-    @types.coroutine
-    def halt(self) -> Generator[int, Any, None]:
+    def halt(self) -> Awaitable[None]:
         """Sleep until an interrupt has been taken and handled."""
-        yield self._wait_for(_HALT)
+        return self.issuer.wait(_HALT)
 
     def cli(self) -> None:
         """Take no interrupts."""
         self.current.interrupts = False
-        self._push(self._number, _CLI)
-        self._tagged(self._tag)
+        self.issuer.plain(_CLI)
 
     def sti(self) -> None:
         """Take interrupts again."""
         self.current.interrupts = True
-        self._push(self._number, _STI)
-        self._tagged(self._tag)
+        self.issuer.plain(_STI)
 
     def iret(self) -> None:
         """End an interrupt handler: its last operation."""
-        self._push(self._number, _IRET)
-        self._tagged(self._tag)
-
-    def _wait_for(self, kind: int) -> int:
-        handle = self._push(self._number, kind, 0, 0, 0, 0, 0, -1, True)
-        self._tagged(self._tag)
-        self.waiters[handle] = self.current
-        return handle
+        self.issuer.plain(_IRET)
 
     # Observation
 
@@ -395,26 +295,6 @@ class Core:
         record.notes.append(note)
         if record.on_note is not None:
             record.on_note(note)
-
-    def _call(self, number: int, mode: int) -> None:
-        """Enter a function: remember the caller's tag and charge the function's own cost."""
-        tag = self._tag
-        self._stack.append(tag)
-        self._tag = tag = ((tag & ~_FUNCTION_MASK) if mode < 0 else mode) | number
-        try:
-            cost = self._costs[number]
-        except IndexError:
-            self._resolve_costs()
-            cost = self._costs[number]
-        if cost is not None:
-            self._push(self._number, _EXECUTE, 0, 0, 0, cost[0], cost[1])
-            self._tagged(tag)
-
-    def _resolve_costs(self) -> None:
-        """Look up the costs of all functions known by now."""
-        for name in _functions[len(self._costs) :]:
-            cost = self.costs.get(name)
-            self._costs.append((cost.cycles, cost.uops) if cost is not None and cost.cycles else None)
 
 
 P = ParamSpec("P")
@@ -427,21 +307,16 @@ def function(mode: Mode | None = None) -> Callable[[_Code], _Code]:
     """Decorate a coroutine function whose first argument is the core, so that what it does is told apart.
 
     Every operation is attributed to the innermost decorated function by name, and to ``mode`` (default: the
-    caller's). Each call executes the cost of the function's name, if the table has one. A coroutine that is
-    abandoned in the middle (the end of a run) must not touch the core, so there is no ``finally`` here; an exception
-    ends the run anyway.
+    caller's). Each call executes the cost of the function's name, if the table has one.
     """
-    mode_bits = -1 if mode is None else mode << _MODE_SHIFT
+    mode_bits = -1 if mode is None else mode << MODE_SHIFT
 
     def decorate(code: _Code) -> _Code:
         number = _number_of(code.__name__)
 
         @wraps(code)
-        async def called(core: Core, *args: Any, **kwargs: Any) -> Any:
-            core._call(number, mode_bits)
-            value = await code(core, *args, **kwargs)
-            core._tag = core._stack.pop()
-            return value
+        def called(core: Core, *args: Any, **kwargs: Any) -> Any:
+            return core.issuer.call(code(core, *args, **kwargs), number, mode_bits)
 
         return called
 
@@ -457,12 +332,9 @@ class Dispatcher:
         self.record = record
         self.batch = 0
         self.interrupts_taken = 0
-        self._free: list[int] = []
-        waiters: dict[int, Context] = {}
+        self._contexts: dict[int, Context] = {}
         for core in cores:
-            core.waiters = waiters
-        self._waiters = waiters
-        self._core_of: dict[int, Core] = {}
+            core.contexts = self._contexts
 
     def start(self, core: Core, context: Context) -> None:
         """Let ``core``, which has no context yet, begin with ``context``."""
@@ -474,19 +346,25 @@ class Dispatcher:
         Returns:
             ``WakeKind.LIMIT`` or ``WakeKind.IDLE``, or ``None`` when ``stop`` ended it.
         """
-        run = self.port.run
+        # An engine may do the most frequent part by itself, without coming back here: resume a coroutine with what it
+        # waits for, as long as it goes on to wait for something else, and ask `stop`. What merely passes on to an
+        # engine, to look at its wakes, does not.
+        engine: Any = self.port
+        quick = hasattr(type(engine), "run_coroutines")
         cores = self.cores
-        waiters = self._waiters
+        contexts = self._contexts
         completion, empty, interrupt = WakeKind.COMPLETION, WakeKind.EMPTY, WakeKind.INTERRUPT
-        waits = _State.WAITS
         while stop is None or not stop():
             self.batch += 1
-            for kind, index, number, value, data in await run(until):
+            if quick:
+                wakes = engine.run_coroutines(until, contexts, self._settle, stop)
+            else:
+                wakes = await engine.run(until)
+            for kind, index, number, value, data in wakes:
                 if kind == completion:
-                    context = waiters.pop(value)
                     core = cores[index]
-                    if context.waiting == value and context is core.current and context.state is waits:
-                        context.waiting = -1
+                    context = contexts[number]
+                    if context.waiting == value and context is core.current:
                         self._resume(core, context, data)
                     else:
                         context.results[value] = data
@@ -525,22 +403,32 @@ class Dispatcher:
         before = len(record.tags)
         try:
             request = context.coroutine.send(value)
-        except StopIteration:
-            context.state = _State.FINISHED
+            results = context.results
+            while results and type(request) is int and request in results:
+                request = context.coroutine.send(results.pop(request))
+        except StopIteration as stop:
+            self._settle(context, True, stop.value)
         else:
-            if type(request) is int:
-                context.waiting = request
-                context.state = _State.WAITS
-            elif request is None:
-                context.state = _State.DRAINS
-            else:
-                context.successor = request
-                context.state = _State.LEAVES
+            self._settle(context, False, request)
         after = len(record.tags)
         if after != before:
             context.pushed = self.batch
         if record.notes and record.notes[-1].handle >= after:
             raise RuntimeError(f"note {record.notes[-1].kind!r} was not followed by an operation")
+
+    def _settle(self, context: Context, finished: bool, request: Any) -> None:
+        """Note what the coroutine of ``context`` waits for, or that it has finished."""
+        context.waiting = -1
+        if finished:
+            context.state = _State.FINISHED
+        elif type(request) is int:
+            context.waiting = request
+            context.state = _State.WAITS
+        elif request is None:
+            context.state = _State.DRAINS
+        else:
+            context.successor = request
+            context.state = _State.LEAVES
 
     def _drained(self, core: Core, context: Context) -> None:
         """``context``, current on ``core``, has nothing queued any more."""
@@ -556,6 +444,7 @@ class Dispatcher:
             if parent is not None:
                 self._switch(core, parent)
                 self.port.free_context(context.number)
+                del self._contexts[context.number]
         elif state is _State.DRAINS:
             self._resume(core, context, None)
 
@@ -569,8 +458,6 @@ class Dispatcher:
             self._resume(core, context, None)
         elif context.state is _State.WAITS:
             if context.waiting in context.results:
-                value = context.results.pop(context.waiting)
-                context.waiting = -1
-                self._resume(core, context, value)
+                self._resume(core, context, context.results.pop(context.waiting))
         elif drained:
             self._drained(core, context)

@@ -1,6 +1,6 @@
 """C structures in modelled memory: names for offsets and sizes."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 __all__ = ["Field", "Struct"]
 
@@ -43,13 +43,20 @@ class Struct:
             raise ValueError(f"the members take {offset} bytes, more than the structure's {self.size}")
         self.__dict__.update(self.fields)
 
-    def __getattr__(self, name: str) -> Field:
-        raise AttributeError(f"the structure has no member {name!r}; it has {', '.join(self.fields)}")
+    if TYPE_CHECKING:  # at run time it would make every access to a member slow
+
+        def __getattr__(self, name: str) -> Field: ...
 
     def pack(self, **values: int) -> bytes:
-        """The structure's bytes with the given members set and all others zero."""
-        data = bytearray(self.size)
+        """The structure's bytes with the given members set and all others zero.
+
+        Raises:
+            OverflowError: if a value does not fit its member.
+        """
+        total = 0
         for name, value in values.items():
             offset, size = self.fields[name]
-            data[offset : offset + size] = value.to_bytes(size, "little")
-        return bytes(data)
+            if value >> 8 * size:
+                raise OverflowError(f"{name} = {value} does not fit {size} bytes")
+            total |= value << 8 * offset
+        return total.to_bytes(self.size, "little")

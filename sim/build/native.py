@@ -28,6 +28,7 @@ __all__ = ["NativeBuild", "build_native"]
 LOOP = Path(__file__).parents[1] / "engine" / "native.cpp"
 MODULE = "nicscope_native"
 CLASS = "Vnicscope"
+ROOT = f"{CLASS}___024root"
 
 VERILATOR_FLAGS = (
     "--cc --prefix Vnicscope --top-module nicscope --make json -O3 --x-assign fast --x-initial fast --noassert "
@@ -89,7 +90,7 @@ def build_native(design: Design, waves: bool = False) -> NativeBuild:
     flags = VERILATOR_FLAGS + (TRACE_FLAGS if waves else [])
     key = digest(
         verilog.key(),
-        LOOP.read_bytes(),
+        *(file.read_bytes() for file in (LOOP, LOOP.with_name("issuer.h"))),
         Path(__file__).read_bytes(),
         json.dumps([flags, _cxx_flags(), tools.verilator().version, tools.compiler().version, _python_abi()]),
     )
@@ -137,7 +138,9 @@ def _compile(verilog: Verilog, flags: list[str], waves: bool, directory: Path, d
         source = work / "waves.v"
         source.write_text(ANONYMOUS.sub(r"\\_", verilog.file.read_text()))
     _run([str(verilator.executable), *flags, "-Mdir", str(work), str(source)], verilator.environment())
-    (work / "ports.h").write_text(_ports_header(verilog.manifest))
+    # Tracing wants to know of every evaluation.
+    direct = not waves and _has_direct_evaluation(work)
+    (work / "ports.h").write_text(_ports_header(verilog.manifest, direct))
 
     sources = json.loads((work / f"{CLASS}.json").read_text())
     includes = [f"-I{path}" for path in (work, verilator.include, verilator.include / "vltstd")]
@@ -166,6 +169,12 @@ def _compile(verilog: Verilog, flags: list[str], waves: bool, directory: Path, d
     shutil.rmtree(work)
 
 
+def _has_direct_evaluation(work: Path) -> bool:
+    """Whether the two functions that evaluate an edge, and nothing else, are as native.cpp knows them."""
+    declared = (work / f"{CLASS}.cpp").read_text()
+    return all(f"bool {ROOT}___eval_{region}({ROOT}* vlSelf);" in declared for region in ("act", "nba"))
+
+
 def _nanobind_includes() -> list[str]:
     import nanobind
 
@@ -191,8 +200,11 @@ def _nanobind_object(compiler: tools.Compiler, includes: list[str]) -> Path:
 
 # ---- ports.h
 
+#: One iteration: no clock is made inside.
+DIRECT = f"{ROOT}___eval_act(top.rootp); {ROOT}___eval_nba(top.rootp);"
 
-def _ports_header(manifest: Manifest) -> str:
+
+def _ports_header(manifest: Manifest, direct: bool) -> str:
     width = {port.name: port.width for port in manifest.ports}
     cores = range(len(manifest.core_domains))
     names = [domain.name for domain in manifest.domains]
@@ -200,10 +212,13 @@ def _ports_header(manifest: Manifest) -> str:
         "// Generated from the manifest.",
         "#pragma once",
         '#include "Vnicscope.h"',
+        '#include "Vnicscope___024root.h"',
         "#if NICSCOPE_WAVES",
         '#include "verilated_fst_c.h"',
         "#endif",
         "#include <cstdint>",
+        f"bool {ROOT}___eval_act({ROOT}* vlSelf);",
+        f"bool {ROOT}___eval_nba({ROOT}* vlSelf);",
         "namespace ports {",
         f"constexpr unsigned DOMAINS = {len(names)};",
         f"constexpr unsigned CORES = {len(cores)};",
@@ -220,6 +235,9 @@ def _ports_header(manifest: Manifest) -> str:
         "VerilatedContext context;",
         'Vnicscope top{&context, ""};',
         "void eval() { top.eval(); }",
+        "// The same when no input but clocks and `advance` has changed: all that can happen is that registers take",
+        "// new values. Verilator's own evaluation looks at every input, wide ones too, for logic that hangs on it.",
+        f"void eval_clocks() {{ {DIRECT if direct else 'eval();'} }}",
         "uint32_t quiet() const { return top.quiet; }",
         "bool wire_ready() const { return top.wire_ready; }",
         "void set_wire_valid(bool valid) { top.wire_valid = valid; }",

@@ -60,7 +60,7 @@ struct Operation {
     uint16_t uops = 0;
     uint8_t kind = 0;
     uint8_t size = 0;
-    uint8_t notify = 0;
+    uint8_t notify = 0;       // a Notify; recorded: whether it is not NO
     uint8_t core = 0;         // recorded: where it was handed over
     uint8_t after_valid = 0;  // recorded: as it was handed over
     uint8_t after_id = 0;
@@ -88,12 +88,26 @@ struct Wake {
     int core;
     int context;
     int64_t value;
-    unsigned size = 0;  // bytes of data
-    std::array<uint8_t, LINE_BYTES> data = {};
+    nb::object data = {};  // what was read
+};
+
+// What software wants to hear of an operation: nothing; its completion; that of the last of its group.
+enum class Notify : uint8_t { NO, YES, GROUP };
+
+// Loads of one context whose completions are told together, when the last of them completes, under its handle.
+struct Group {
+    enum Shape { LIST, BYTES, NUMBER };  // of what is told: values in order; all bytes in order; those as a number
+    Shape shape;
+    int64_t first;  // handle
+    unsigned left = 0;  // loads that are not complete
+    nb::list values;
+    std::vector<std::pair<unsigned, unsigned>> places;  // in bytes: start and length of each load
+    std::vector<uint8_t> bytes;
 };
 
 struct Context {
     std::deque<Operation> queue;
+    std::vector<Group> groups;
     unsigned waiting = 0;  // operations pushed with notify that are not complete
     int core = -1;
     bool due = false;  // tell by EMPTY when it has nothing left
@@ -108,12 +122,13 @@ struct Flight {
     uint16_t uops = 0;
     uint8_t kind = 0;
     uint8_t size = 0;
-    bool notify = false;
+    Notify notify = Notify::NO;
     bool open = false;  // will complete, and has not
 };
 
 struct Core {
     int context = -1;
+    int entered = -1;      // the context switched to last, also when an interrupt has taken the core from it
     Tick since = -1;       // what it is offered may be handed over later than this
     uint8_t next_id = 0;   // number of the operation to be handed over next
     bool changed = true;   // look again at what to offer
@@ -187,12 +202,15 @@ public:
         eval();
     }
 
+    // The host has changed an input that is no clock.
+    void touch() { touched_ = true; }
+
     // Execute an edge of the domains in `due` at tick `at`.
     void edge(Tick at, uint32_t due) {
         settle(at, due);
         set_clocks(due);
         set_time_clocks(due);
-        eval();
+        evaluate();
         dump(at);
         lower(due);
     }
@@ -201,7 +219,7 @@ public:
     void catch_up(Tick at, uint32_t late) {
         settle(at, late);
         set_time_clocks(late);
-        eval();
+        eval_clocks();
         dump_caught_up(at);
         lower(late);
     }
@@ -212,7 +230,7 @@ private:
     void settle(Tick at, uint32_t rising) {
         fall_waves(at);
         if (!(rising & unseen_)) return;
-        eval();
+        eval_clocks();
         unseen_ = 0;
     }
     void lower(uint32_t which) {
@@ -223,6 +241,15 @@ private:
 #endif
     }
 
+    void evaluate() {
+        if (touched_)
+            eval();
+        else
+            eval_clocks();
+        touched_ = false;
+    }
+
+    bool touched_ = false;
     uint32_t unseen_ = 0;  // clocks whose fall has not been evaluated
 
 #if NICSCOPE_WAVES
@@ -322,24 +349,87 @@ public:
         leave(core);
         context.core = number;
         context.due = true;
-        core.context = context_number;
+        core.context = core.entered = context_number;
         core.since = tick_;
     }
 
     int64_t push(int number, int kind, uint64_t address, int size, nb::handle data, uint64_t cycles, uint64_t uops,
                  int64_t after, bool notify) {
-        Context& context = find(number);
+        if (after < -1 || after >= static_cast<int64_t>(complete_.size()))
+            refuse("after must be the handle of an operation, not " + std::to_string(after));
         Operation op;
-        fill(op, kind, address, size, data, cycles, uops, after, notify);
+        fill(op, kind, address, static_cast<uint64_t>(std::max(size, 0)), cycles, uops);
+        fill_data(op, data);
+        op.after = after;
+        return queue(number, op, notify ? Notify::YES : Notify::NO);
+    }
+
+    // The same without Python: `op` is filled.
+    int64_t queue(int number, Operation& op, Notify notify) {
+        if (notify != Notify::NO && !completes(op.kind) && op.kind != HALT)
+            refuse("an operation of kind " + std::to_string(op.kind) + " never completes: it cannot notify");
+        Context& context = find(number);
+        op.notify = static_cast<uint8_t>(notify);
         op.context = number;
         op.handle = static_cast<int64_t>(complete_.size());
         op.not_before = tick_;
         complete_.push_back(!completes(op.kind));
         context.queue.push_back(op);
-        context.waiting += notify;
+        context.waiting += notify != Notify::NO;
         context.due = true;
+        if (notify == Notify::GROUP) join(context.groups.back(), op);
         if (context.core >= 0 && context.queue.size() == 1) cores_[context.core].changed = true;
         return op.handle;
+    }
+
+    // Loads that are queued with Notify::GROUP from now on belong together, as many as `size` says (for a LIST), or
+    // bytes.
+    void open_group(int number, Group::Shape shape, size_t size) {
+        Group group{shape, static_cast<int64_t>(complete_.size())};
+        if (shape == Group::LIST)
+            group.values = nb::steal<nb::list>(PyList_New(static_cast<Py_ssize_t>(size)));
+        else
+            group.bytes.resize(std::max<size_t>(size, shape == Group::NUMBER ? 8 : 0));
+        find(number).groups.push_back(std::move(group));
+    }
+
+    // Everything of an operation but its data.
+    static void fill(Operation& op, int kind, uint64_t address, uint64_t size, uint64_t cycles, uint64_t uops) {
+        if (kind < EXECUTE || kind > IRET) refuse("there is no operation of kind " + std::to_string(kind));
+        const bool memory = kind >= LOAD && kind <= MMIO_WRITE;
+        const unsigned width = ports::OPERATION_ADDRESS_WIDTH;
+        if (memory && address >> width)
+            refuse("an address has " + std::to_string(width) + " bits, not " + std::to_string(address));
+        if (memory && (size < 1 || size > LINE_BYTES))
+            refuse("size must be between 1 and 64 bytes, not " + std::to_string(size));
+        if (memory && address % LINE_BYTES + size > LINE_BYTES)
+            refuse(std::to_string(size) + " bytes at address " + std::to_string(address) +
+                   " cross a line of 64 bytes");
+        if ((kind == MMIO_READ || kind == MMIO_WRITE) && size != 4 && size != 8)
+            refuse("an MMIO access has 4 or 8 bytes, not " + std::to_string(size));
+        if (kind == EXECUTE && (cycles < 1 || cycles > 0xFFFFFFFFu))
+            refuse("cycles must be between 1 and 4294967295, not " + std::to_string(cycles));
+        if (uops > 0xFFFF) refuse("uops must be between 0 and 65535, not " + std::to_string(uops));
+        op.kind = static_cast<uint8_t>(kind);
+        op.address = memory ? address : 0;
+        op.size = static_cast<uint8_t>(memory ? size : 0);
+        op.cycles = static_cast<uint32_t>(kind == EXECUTE ? cycles : 0);
+        op.uops = static_cast<uint16_t>(uops);
+    }
+
+    // An int to be written as `size` bytes.
+    static uint64_t number_of(PyObject* data, uint64_t size) {
+        if (!PyLong_Check(data)) refuse("data must be an int or bytes");
+        if (size > 8) refuse("data of more than 8 bytes must be bytes");
+        const uint64_t value = PyLong_AsUnsignedLongLong(data);
+        if (value == ~uint64_t{0} && PyErr_Occurred()) throw nb::python_error();
+        if (size < 8 && value >> (8 * size)) refuse("data does not fit " + std::to_string(size) + " bytes");
+        return value;
+    }
+
+    static void check_length(size_t length, uint64_t size) {
+        if (length != size)
+            refuse("data has " + std::to_string(length) + " bytes, size says " + std::to_string(size));
     }
 
     void push_frame(nb::bytes data, uint32_t packet, uint64_t start) {
@@ -353,10 +443,21 @@ public:
 
     nb::list run(std::optional<Tick> until) {
         advance(until.value_or(NEVER));
-        nb::list result;
-        for (const Wake& wake : wakes_) result.append(make_wake(wake));
-        wakes_.clear();
-        return result;
+        return take_wakes(0);
+    }
+
+    // Run as often as all that happens is that coroutines get what they wait for: the inner loop of
+    // sw.core.Dispatcher.run, which says what the arguments are. Returns wakes that Python has to see to, or none when
+    // `stop` tells to.
+    nb::list run_coroutines(std::optional<Tick> until, nb::dict contexts, nb::object settle, nb::object stop) {
+        std::vector<Software> known;
+        for (;;) {
+            advance(until.value_or(NEVER));
+            size_t done = 0;
+            while (done < wakes_.size() && resume(wakes_[done], contexts, settle, known)) ++done;
+            if (done < wakes_.size() || (!stop.is_none() && PyObject_IsTrue(stop().ptr()))) return take_wakes(done);
+            wakes_.clear();
+        }
     }
 
     // Hand over what was recorded, up to tick `end`; returns the seconds it took.
@@ -382,6 +483,16 @@ public:
     }
 
     // ---- Results
+
+    // The tag of the operation queued last, see issuer.h.
+    void tag(uint16_t tag) { tags_.push_back(tag); }
+
+    // Tags since the last call, 16 bits each.
+    nb::bytes take_tags() {
+        const nb::bytes result = bytes_of(tags_);
+        tags_.clear();
+        return result;
+    }
 
     Tick tick() const { return std::max<Tick>(tick_, 0); }
 
@@ -454,50 +565,14 @@ private:
         core.changed = true;
     }
 
-    void fill(Operation& op, int kind, uint64_t address, int size, nb::handle data, uint64_t cycles, uint64_t uops,
-              int64_t after, bool notify) {
-        if (kind < EXECUTE || kind > IRET) refuse("there is no operation of kind " + std::to_string(kind));
-        const bool memory = kind >= LOAD && kind <= MMIO_WRITE;
-        const unsigned width = ports::OPERATION_ADDRESS_WIDTH;
-        if (memory && address >> width)
-            refuse("an address has " + std::to_string(width) + " bits, not " + std::to_string(address));
-        if (memory && (size < 1 || size > static_cast<int>(LINE_BYTES)))
-            refuse("size must be between 1 and 64 bytes, not " + std::to_string(size));
-        if (memory && address % LINE_BYTES + size > LINE_BYTES)
-            refuse(std::to_string(size) + " bytes at address " + std::to_string(address) +
-                   " cross a line of 64 bytes");
-        if ((kind == MMIO_READ || kind == MMIO_WRITE) && size != 4 && size != 8)
-            refuse("an MMIO access has 4 or 8 bytes, not " + std::to_string(size));
-        if (kind == EXECUTE && (cycles < 1 || cycles > 0xFFFFFFFFu))
-            refuse("cycles must be between 1 and 4294967295, not " + std::to_string(cycles));
-        if (uops > 0xFFFF) refuse("uops must be between 0 and 65535, not " + std::to_string(uops));
-        if (after < -1 || after >= static_cast<int64_t>(complete_.size()))
-            refuse("after must be the handle of an operation, not " + std::to_string(after));
-        if (notify && !completes(kind) && kind != HALT)
-            refuse("an operation of kind " + std::to_string(kind) + " never completes: it cannot notify");
-        op.kind = static_cast<uint8_t>(kind);
-        op.address = memory ? address : 0;
-        op.size = static_cast<uint8_t>(memory ? size : 0);
-        op.cycles = static_cast<uint32_t>(kind == EXECUTE ? cycles : 0);
-        op.uops = static_cast<uint16_t>(uops);
-        op.after = after;
-        op.notify = notify;
-        if (kind == STORE || kind == MMIO_WRITE) fill_data(op, data);
-    }
-
     static void fill_data(Operation& op, nb::handle data) {
+        if (op.kind != STORE && op.kind != MMIO_WRITE) return;
         if (PyBytes_Check(data.ptr())) {
-            if (PyBytes_GET_SIZE(data.ptr()) != op.size)
-                refuse("data has " + std::to_string(PyBytes_GET_SIZE(data.ptr())) + " bytes, size says " +
-                       std::to_string(op.size));
+            check_length(static_cast<size_t>(PyBytes_GET_SIZE(data.ptr())), op.size);
             std::memcpy(op.data, PyBytes_AS_STRING(data.ptr()), op.size);
             return;
         }
-        if (!PyLong_Check(data.ptr())) refuse("data must be an int or bytes");
-        if (op.size > 8) refuse("data of more than 8 bytes must be bytes");
-        const uint64_t value = PyLong_AsUnsignedLongLong(data.ptr());
-        if (value == ~uint64_t{0} && PyErr_Occurred()) throw nb::python_error();
-        if (op.size < 8 && value >> (8 * op.size)) refuse("data does not fit " + std::to_string(op.size) + " bytes");
+        const uint64_t value = number_of(data.ptr(), op.size);
         std::memcpy(op.data, &value, 8);
     }
 
@@ -714,26 +789,83 @@ private:
         core.stale = true;
         if (replaying_) return;
         complete_[flight.handle] = true;
-        if (!flight.notify) return;
-        Wake wake{COMPLETION, static_cast<int>(i), flight.context, flight.handle, flight.size};
-        for (unsigned at = 0; at < LINE_BYTES; at += 8) {
+        if (flight.notify == Notify::NO) return;
+        std::array<uint8_t, LINE_BYTES> data = {};
+        for (unsigned at = 0; at < flight.size; at += 8) {
             const uint64_t chunk = get(bits, ports::COMPLETION_DATA + 8 * at, 64);
-            std::memcpy(wake.data.data() + at, &chunk, 8);
+            std::memcpy(data.data() + at, &chunk, 8);
         }
-        finish(wake);
+        Wake wake{COMPLETION, static_cast<int>(i), flight.context, flight.handle};
+        if (flight.notify == Notify::YES)
+            wake.data = value_of(data.data(), flight.size);
+        else if (!gather(flight, data.data(), wake))
+            return;
+        finish(std::move(wake));
     }
 
-    void finish(const Wake& wake) {
+    void finish(Wake wake) {
         --contexts_[wake.context]->waiting;
-        wakes_.push_back(wake);
+        wakes_.push_back(std::move(wake));
     }
+
+    // What was read, as software gets it.
+    static nb::object value_of(const uint8_t* data, size_t size) {
+        if (size > 8) return nb::steal(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(data), size));
+        uint64_t value;
+        std::memcpy(&value, data, 8);
+        if (size < 8) value &= (uint64_t{1} << (8 * size)) - 1;
+        return nb::steal(PyLong_FromUnsignedLongLong(value));
+    }
+
+    // ---- Groups
+
+    static void join(Group& group, const Operation& op) {
+        ++group.left;
+        if (group.shape == Group::LIST) return;
+        const unsigned start = group.places.empty() ? 0 : group.places.back().first + group.places.back().second;
+        group.places.emplace_back(start, op.size);
+    }
+
+    // Take in what one of a group has read; if it was the last, complete what is told.
+    bool gather(const Flight& flight, const uint8_t* data, Wake& wake) {
+        Context& context = *contexts_[flight.context];
+        const auto found = std::find_if(context.groups.rbegin(), context.groups.rend(),
+                                        [&](const Group& group) { return group.first <= flight.handle; });
+        Group& group = *found;
+        const auto place = static_cast<size_t>(flight.handle - group.first);
+        if (group.shape == Group::LIST)
+            PyList_SET_ITEM(group.values.ptr(), static_cast<Py_ssize_t>(place),
+                            value_of(data, flight.size).release().ptr());
+        else
+            std::memcpy(group.bytes.data() + group.places[place].first, data, flight.size);
+        if (--group.left) {
+            --context.waiting;
+            return false;
+        }
+        wake.data = told(group, wake.value);
+        context.groups.erase(std::next(found).base());
+        return true;
+    }
+
+    static nb::object told(Group& group, int64_t& handle) {
+        if (group.shape == Group::LIST) {
+            handle = group.first + PyList_GET_SIZE(group.values.ptr()) - 1;
+            return std::move(group.values);
+        }
+        handle = group.first + static_cast<int64_t>(group.places.size()) - 1;
+        if (group.shape == Group::NUMBER) return value_of(group.bytes.data(), 8);
+        return nb::steal(
+            PyBytes_FromStringAndSize(reinterpret_cast<const char*>(group.bytes.data()), group.bytes.size()));
+    }
+
+    // ---- Interrupts
 
     void interrupt(Core& core, unsigned i) {
         const uint64_t taken = model_.interrupt(i);
         const uint64_t remaining = taken >> ports::INTERRUPT_REMAINING & 0xFFFFFFFFu;
         if (core.halted >= 0) {
             const Flight& flight = core.flight[core.halted];
-            if (flight.notify) finish({COMPLETION, static_cast<int>(i), flight.context, flight.handle});
+            if (flight.notify != Notify::NO) finish({COMPLETION, static_cast<int>(i), flight.context, flight.handle});
             core.halted = -1;
         }
         if ((taken >> ports::INTERRUPT_SQUASHED & 1) && !core.last_issued) {
@@ -762,7 +894,10 @@ private:
     void hand_over(Core& core, unsigned i, Tick at, bool interrupted) {
         const Operation* op = core.offered ? front(core) : nullptr;
         if (!op || at <= op->not_before) {
-            if (core.valid) model_.set_operation_valid(i, false);
+            if (core.valid) {
+                model_.set_operation_valid(i, false);
+                model_.touch();
+            }
             core.valid = false;
             return;
         }
@@ -772,11 +907,12 @@ private:
         if (record_) {
             Operation& copy = recorded_.emplace_back(*op);
             copy.not_before = std::max(op->not_before, core.since);
+            copy.notify = op->notify != 0;
             copy.core = static_cast<uint8_t>(i);
             copy.after_valid = core.after_valid;
             copy.after_id = core.after_id;
         }
-        const bool notify = op->notify && !replaying_;
+        const Notify notify = replaying_ ? Notify::NO : static_cast<Notify>(op->notify);
         core.flight[core.next_id++] = {op->handle, op->context, op->cycles, op->uops,
                                        op->kind,   op->size,    notify,     completes(op->kind)};
         core.offered = false;
@@ -800,6 +936,7 @@ private:
             core.after_valid = after >= 0;
             core.after_id = static_cast<uint8_t>(std::max(after, 0));
         }
+        model_.touch();
         uint32_t* words = model_.operation(i);
         std::memset(words, 0, 4 * ports::OPERATION_WORDS);
         put(words, ports::OPERATION_KIND, ports::OPERATION_KIND_WIDTH, op.kind);
@@ -818,13 +955,17 @@ private:
 
     void wire_edge(Tick at) {
         if (frames_.empty() || at <= frames_.front().not_before) {
-            if (wire_valid_) model_.set_wire_valid(false);
+            if (wire_valid_) {
+                model_.set_wire_valid(false);
+                model_.touch();
+            }
             wire_valid_ = false;
             return;
         }
         const Frame& frame = frames_.front();
         const size_t size = std::min<size_t>(LINE_BYTES, frame.data.size() - sent_);
         const bool last = sent_ + size == frame.data.size();
+        if (wire_stale_ || !wire_valid_) model_.touch();
         if (wire_stale_) {
             uint32_t* words = model_.wire();
             std::memset(words, 0, 4 * ports::FRAME_BEAT_WORDS);
@@ -848,20 +989,63 @@ private:
 
     // ---- To Python
 
+    nb::list take_wakes(size_t first) {
+        nb::list result;
+        for (size_t n = first; n < wakes_.size(); ++n) result.append(make_wake(wakes_[n]));
+        wakes_.clear();
+        return result;
+    }
+
+    // A sw.core.Context and two of its attributes. Never kept: it refers to the engine.
+    struct Software {
+        int number;
+        nb::object context, coroutine, results;
+    };
+
+    // Give a coroutine what it waits for, and note what it waits for next; false if this is not such a wake.
+    bool resume(const Wake& wake, const nb::dict& contexts, const nb::object& settle, std::vector<Software>& known) {
+        if (wake.kind != COMPLETION || cores_[wake.core].entered != wake.context) return false;
+        auto found = std::find_if(known.begin(), known.end(),
+                                  [&](const Software& software) { return software.number == wake.context; });
+        if (found == known.end()) {
+            const nb::object context = contexts[nb::int_(wake.context)];
+            known.push_back({wake.context, context, context.attr("coroutine"), context.attr("results")});
+            found = std::prev(known.end());
+        }
+        const auto& [number, context, coroutine, results] = *found;
+        if (PyLong_AsLongLong(nb::object(context.attr(waiting_)).ptr()) != wake.value) return false;
+
+        nb::object value = wake.data.is_valid() ? wake.data : nb::steal(PyLong_FromLong(0));
+        for (;;) {
+            PyObject* request = nullptr;
+            const PySendResult status = PyIter_Send(coroutine.ptr(), value.ptr(), &request);
+            if (status == PYGEN_ERROR) throw nb::python_error();
+            const nb::object owned = nb::steal(request);
+            if (status == PYGEN_RETURN || !PyLong_CheckExact(request)) {
+                settle(context, status == PYGEN_RETURN, owned);
+                return true;
+            }
+            // It may have been there already.
+            PyObject* there = PyDict_GET_SIZE(results.ptr()) ? PyDict_GetItemWithError(results.ptr(), request) : nullptr;
+            if (!there) {
+                if (PyObject_SetAttr(context.ptr(), waiting_.ptr(), request) < 0) throw nb::python_error();
+                return true;
+            }
+            value = nb::borrow(there);
+            if (PyDict_DelItem(results.ptr(), request) < 0) throw nb::python_error();
+        }
+    }
+
     nb::object make_wake(const Wake& wake) const {
         // A NamedTuple is a tuple without further slots: filled in place, a third of the time of calling it.
         auto* type = reinterpret_cast<PyTypeObject*>(wake_.ptr());
         nb::object result = nb::steal(type->tp_alloc(type, 5));
-        uint64_t value;
-        std::memcpy(&value, wake.data.data(), 8);
-        if (wake.size < 8) value &= (uint64_t{1} << (8 * wake.size)) - 1;
         PyObject* items[5] = {
             nb::object(kinds_[static_cast<size_t>(wake.kind)]).release().ptr(),
             PyLong_FromLong(wake.core),
             PyLong_FromLong(wake.context),
             PyLong_FromLongLong(wake.value),
-            wake.size > 8 ? PyBytes_FromStringAndSize(reinterpret_cast<const char*>(wake.data.data()), wake.size)
-                          : PyLong_FromUnsignedLongLong(value),
+            wake.data.is_valid() ? nb::object(wake.data).release().ptr() : PyLong_FromLong(0),
         };
         for (int i = 0; i < 5; ++i) PyTuple_SET_ITEM(result.ptr(), i, items[i]);
         return result;
@@ -875,6 +1059,7 @@ private:
     Model model_;
     nb::object wake_;  // sw.port.Wake
     nb::list kinds_;   // the members of sw.port.WakeKind
+    nb::object waiting_ = nb::steal(PyUnicode_InternFromString("waiting"));
     Jump jump_;
     Random random_;
     bool record_;
@@ -895,6 +1080,7 @@ private:
     std::vector<std::unique_ptr<Context>> contexts_;
     std::array<Core, CORES> cores_;
     std::vector<bool> complete_;  // by handle
+    std::vector<uint16_t> tags_;
     std::deque<Frame> frames_;
     size_t sent_ = 0;  // bytes of the front frame that have been handed over
     bool wire_valid_ = false;
@@ -908,8 +1094,11 @@ private:
 
 }  // namespace
 
+#include "issuer.h"
+
 NB_MODULE(nicscope_native, m) {
     using namespace nb::literals;
+    ready_types();
     nb::class_<Loop>(m, "Loop")
         .def(nb::init<nb::object, nb::list, int, uint64_t, bool, bool, const std::string&>(), "wake"_a, "kinds"_a,
              "jump"_a, "seed"_a, "record"_a, "profile"_a, "waves"_a)
@@ -918,8 +1107,11 @@ NB_MODULE(nicscope_native, m) {
         .def("switch", &Loop::switch_to, "core"_a, "context"_a)
         .def("push", &Loop::push, "context"_a, "kind"_a, "address"_a = 0, "size"_a = 0, "data"_a = 0, "cycles"_a = 0,
              "uops"_a = 0, "after"_a = -1, "notify"_a = false)
+        .def("issuer", make_issuer, "costs"_a, "functions"_a)
+        .def("take_tags", &Loop::take_tags)
         .def("push_frame", &Loop::push_frame, "data"_a, "packet"_a, "start"_a)
         .def("run", &Loop::run, "until"_a = nb::none())
+        .def("run_coroutines", &Loop::run_coroutines, "until"_a.none(), "contexts"_a, "settle"_a, "stop"_a.none())
         .def("replay", &Loop::replay, "operations"_a, "frames"_a, "end"_a)
         .def_prop_ro("tick", &Loop::tick)
         .def("cycles", &Loop::cycles)

@@ -1,6 +1,7 @@
 """The native engine: Verilator's model and a C++ loop in this process."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,45 @@ class NativeEngine:
         """:meth:`run` for callers that are no coroutines."""
         return self._loop.run(until)
 
+    def issuer(self, costs: dict[str, tuple[int, int]], functions: list[str]) -> Any:
+        """What ``sw.issue.Issuer`` does, in C++."""
+        return self._loop.issuer(costs, functions)
+
+    def take_tags(self) -> bytes:
+        """Tags that issuers gave since the last call, 16 bits each."""
+        return self._loop.take_tags()
+
+    def run_coroutines(
+        self,
+        until: int | None,
+        contexts: dict[int, Any],
+        settle: Callable[[Any, bool, Any], None],
+        stop: Callable[[], bool] | None,
+    ) -> Sequence[Wake]:
+        """:meth:`run`, resuming each coroutine whose operation completes, for ``sw.core.Dispatcher``.
+
+        Returns wakes of other kinds, or none when ``stop`` says so.
+
+        Arguments:
+            contexts: ``sw.core.Context`` by number.
+            settle: called with the context, whether its coroutine has finished and what it wants, if that is not a
+                handle.
+        """
+        return self._loop.run_coroutines(until, contexts, settle, stop)
+
     def execute(self, experiment: Experiment) -> Any:
         """Run ``await experiment(engine)`` to its end and return its result."""
         coroutine: Any = experiment(self)
+        # Looking for cycles among what lives takes a noticeable part of the time; software makes none.
+        collecting = gc.isenabled()
+        gc.disable()
         try:
             coroutine.send(None)
         except StopIteration as stop:
             return stop.value
+        finally:
+            if collecting:
+                gc.enable()
         coroutine.close()
         raise RuntimeError("an experiment may await nothing but its engine")
 

@@ -27,7 +27,9 @@ def test_pack_and_read_back():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="take 16 bytes, more than the structure's 8"):
         Struct(8, a=8, b=8)
-    with pytest.raises(AttributeError, match="no member 'lenght'; it has next, prev"):
+    with pytest.raises(OverflowError, match="a = 256 does not fit 1 bytes"):
+        Struct(a=1).pack(a=256)
+    with pytest.raises(AttributeError, match="lenght"):
         SK_BUFF.lenght  # noqa: B018
 
 

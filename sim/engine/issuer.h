@@ -1,0 +1,493 @@
+// The software's side of a core in C++: what sw/issue.py does, call by call, without Python in between.
+//
+// Included by native.cpp, behind Loop. These are types of plain CPython: a call costs a third of what it takes through
+// nanobind, and an `await` finds its coroutine without a Python frame in between.
+
+#pragma once
+
+namespace {
+
+constexpr unsigned MODE_SHIFT = 12;  // as sw.issue
+constexpr uint32_t FUNCTION_MASK = (1u << MODE_SHIFT) - 1;
+constexpr uint64_t UOPS_MAX = 0xFFFF;
+
+// ---- From Python
+
+inline uint64_t unsigned_of(PyObject* object) {
+    const uint64_t value = PyLong_AsUnsignedLongLong(object);
+    if (value == ~uint64_t{0} && PyErr_Occurred()) throw nb::python_error();
+    return value;
+}
+
+inline long signed_of(PyObject* object) {
+    const long value = PyLong_AsLong(object);
+    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    return value;
+}
+
+// Two items of a tuple: a place (address, size), a field (offset, size), a cost (cycles, micro-operations).
+inline std::pair<uint64_t, uint64_t> pair_of(PyObject* object) {
+    if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 2) {
+        PyErr_SetString(PyExc_TypeError, "a tuple of two numbers is needed");
+        throw nb::python_error();
+    }
+    return {unsigned_of(PyTuple_GET_ITEM(object, 0)), unsigned_of(PyTuple_GET_ITEM(object, 1))};
+}
+
+// What a function of C++ throws, as CPython wants it.
+template <class F>
+auto guarded(F&& f, decltype(f()) failed) noexcept -> decltype(f()) {
+    try {
+        return f();
+    } catch (nb::python_error& error) {
+        error.restore();
+    } catch (const nb::builtin_exception& error) {
+        PyErr_SetString(PyExc_ValueError, error.what());
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return failed;
+}
+
+// A finished `send` as Python code sees it: StopIteration with the result.
+inline PyObject* stop_iteration(PyObject* result) {
+    PyObject* stop = PyObject_CallOneArg(PyExc_StopIteration, result);
+    Py_DECREF(result);
+    if (stop) {
+        PyErr_SetObject(PyExc_StopIteration, stop);
+        Py_DECREF(stop);
+    }
+    return nullptr;
+}
+
+template <PySendResult (*send)(PyObject*, PyObject*, PyObject**)>
+PyObject* send_method(PyObject* self, PyObject* value) {
+    PyObject* result = nullptr;
+    const PySendResult status = send(self, value, &result);
+    return status == PYGEN_RETURN ? stop_iteration(result) : result;
+}
+
+template <PySendResult (*send)(PyObject*, PyObject*, PyObject**)>
+PyObject* next_slot(PyObject* self) {
+    return send_method<send>(self, Py_None);
+}
+
+// ---- Pending: what waits for one operation, or has its result already
+
+struct Pending {
+    PyObject_HEAD
+    int64_t handle;   // of the operation; -1 when there is nothing to wait for any more
+    PyObject* value;  // what there is already
+};
+
+PySendResult pending_send(PyObject* self, PyObject* value, PyObject** result) {
+    auto* pending = reinterpret_cast<Pending*>(self);
+    if (pending->handle >= 0) {
+        *result = PyLong_FromLongLong(pending->handle);
+        pending->handle = -1;
+        return *result ? PYGEN_NEXT : PYGEN_ERROR;
+    }
+    *result = pending->value ? std::exchange(pending->value, nullptr) : Py_NewRef(value);
+    return PYGEN_RETURN;
+}
+
+void pending_dealloc(PyObject* self) {
+    Py_XDECREF(reinterpret_cast<Pending*>(self)->value);
+    PyObject_Free(self);
+}
+
+PyMethodDef pending_methods[] = {{"send", send_method<pending_send>, METH_O, nullptr}, {}};
+PyAsyncMethods pending_async = {PyObject_SelfIter, nullptr, nullptr, pending_send};
+PyTypeObject pending_type = [] {
+    PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+    type.tp_name = "nicscope_native.Pending";
+    type.tp_doc = "An operation that is waited for.";
+    type.tp_basicsize = sizeof(Pending);
+    type.tp_flags = Py_TPFLAGS_DEFAULT;
+    type.tp_dealloc = pending_dealloc;
+    type.tp_as_async = &pending_async;
+    type.tp_iter = PyObject_SelfIter;
+    type.tp_iternext = next_slot<pending_send>;
+    type.tp_methods = pending_methods;
+    return type;
+}();
+
+PyObject* make_pending(int64_t handle, PyObject* value = nullptr) {
+    auto* pending = PyObject_New(Pending, &pending_type);
+    if (!pending) throw nb::python_error();
+    pending->handle = handle;
+    pending->value = value;
+    return reinterpret_cast<PyObject*>(pending);
+}
+
+// ---- Issuer
+
+struct Charge {
+    uint64_t cycles = 0;
+    uint64_t uops = 0;
+};
+
+class IssuerState {
+public:
+    IssuerState(nb::object engine, nb::dict costs, nb::list functions)
+        : engine_(engine), loop_(*nb::inst_ptr<Loop>(engine)), costs_(std::move(costs)),
+          functions_(std::move(functions)) {}
+
+    uint32_t tag = 0;
+    int context = -1;
+
+    int64_t queue(Kind kind, uint64_t address, uint64_t size, uint64_t cycles, uint64_t uops, Notify notify,
+                  const uint8_t* data = nullptr) {
+        Operation op;
+        Loop::fill(op, kind, address, size, cycles, uops);
+        if (data) std::memcpy(op.data, data, size);
+        const int64_t handle = loop_.queue(context, op, notify);
+        loop_.tag(static_cast<uint16_t>(tag));
+        return handle;
+    }
+
+    void execute(uint64_t cycles, uint64_t uops) {
+        if (cycles) queue(EXECUTE, 0, 0, cycles, std::min(uops, UOPS_MAX), Notify::NO);
+    }
+
+    // The charge of a function.
+    const Charge& charge(size_t number) {
+        while (charges_.size() <= number) {
+            PyObject* name = PyList_GetItem(functions_.ptr(), static_cast<Py_ssize_t>(charges_.size()));
+            if (!name) throw nb::python_error();
+            Charge charge;
+            if (PyObject* cost = cost_of(name)) std::tie(charge.cycles, charge.uops) = pair_of(cost);
+            charges_.push_back(charge);
+        }
+        return charges_[number];
+    }
+
+    // A cost by name, borrowed; nullptr if there is none.
+    PyObject* cost_of(PyObject* name) const {
+        PyObject* cost = PyDict_GetItemWithError(costs_.ptr(), name);
+        if (!cost && PyErr_Occurred()) throw nb::python_error();
+        return cost;
+    }
+
+    int64_t load(uint64_t address, uint64_t size, Notify notify) { return queue(LOAD, address, size, 0, 1, notify); }
+
+    // One load for each line; returns the handle of the last.
+    int64_t load_pieces(uint64_t address, uint64_t size, bool number) {
+        loop_.open_group(context, number ? Group::NUMBER : Group::BYTES, size);
+        int64_t last = -1;
+        for (uint64_t done = 0; done < size;) {
+            const uint64_t length = std::min(size - done, LINE_BYTES - (address + done) % LINE_BYTES);
+            last = load(address + done, length, Notify::GROUP);
+            done += length;
+        }
+        return last;
+    }
+
+    int64_t load_all(PyObject* const* places, Py_ssize_t count) {
+        loop_.open_group(context, Group::LIST, static_cast<size_t>(count));
+        int64_t last = -1;
+        for (Py_ssize_t n = 0; n < count; ++n) {
+            const auto [address, size] = pair_of(places[n]);
+            last = load(address, size, Notify::GROUP);
+        }
+        return last;
+    }
+
+    void store(Kind kind, uint64_t address, PyObject* value, uint64_t size) {
+        uint64_t number;
+        const uint8_t* data;
+        if (PyBytes_Check(value)) {
+            Loop::check_length(static_cast<size_t>(PyBytes_GET_SIZE(value)), size);
+            data = reinterpret_cast<const uint8_t*>(PyBytes_AS_STRING(value));
+        } else {
+            number = Loop::number_of(value, size);
+            data = reinterpret_cast<const uint8_t*>(&number);
+        }
+        for (uint64_t done = 0;;) {
+            const uint64_t room = LINE_BYTES - (address + done) % LINE_BYTES;
+            const uint64_t length = kind == STORE ? std::min(size - done, room) : size;
+            queue(kind, address + done, length, 0, 1, Notify::NO, data + done);
+            done += length;
+            if (done >= size) return;
+        }
+    }
+
+private:
+    nb::object engine_;
+    Loop& loop_;
+    nb::dict costs_;
+    nb::list functions_;
+    std::vector<Charge> charges_;  // by function number
+};
+
+struct Issuer {
+    PyObject_HEAD
+    IssuerState state;
+};
+
+IssuerState& state_of(PyObject* self) { return reinterpret_cast<Issuer*>(self)->state; }
+
+// ---- Call: a coroutine that runs as a function
+
+struct Call {
+    PyObject_HEAD
+    PyObject* issuer;
+    PyObject* code;
+    uint32_t number;
+    int32_t mode;  // -1: the caller's
+    uint32_t caller;  // tag
+    bool begun;
+};
+
+PySendResult call_send(PyObject* self, PyObject* value, PyObject** result) {
+    auto* call = reinterpret_cast<Call*>(self);
+    IssuerState& issuer = state_of(call->issuer);
+    if (!call->begun) {
+        call->begun = true;
+        call->caller = issuer.tag;
+        issuer.tag = (call->mode < 0 ? issuer.tag & ~FUNCTION_MASK : static_cast<uint32_t>(call->mode)) | call->number;
+        const bool charged = guarded(
+            [&] {
+                const Charge& charge = issuer.charge(call->number);
+                issuer.execute(charge.cycles, charge.uops);
+                return true;
+            },
+            false);
+        if (!charged) return PYGEN_ERROR;
+    }
+    const PySendResult status = PyIter_Send(call->code, value, result);
+    if (status == PYGEN_RETURN) issuer.tag = call->caller;
+    return status;
+}
+
+PyObject* call_throw(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    PyObject* throw_ = PyObject_GetAttrString(reinterpret_cast<Call*>(self)->code, "throw");
+    if (!throw_) return nullptr;
+    PyObject* result = PyObject_Vectorcall(throw_, args, static_cast<size_t>(count), nullptr);
+    Py_DECREF(throw_);
+    return result;
+}
+
+PyObject* call_close(PyObject* self, PyObject*) {
+    return PyObject_CallMethod(reinterpret_cast<Call*>(self)->code, "close", nullptr);
+}
+
+int call_traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(reinterpret_cast<Call*>(self)->code);
+    Py_VISIT(reinterpret_cast<Call*>(self)->issuer);
+    return 0;
+}
+
+int call_clear(PyObject* self) {
+    Py_CLEAR(reinterpret_cast<Call*>(self)->code);
+    return 0;
+}
+
+void call_dealloc(PyObject* self) {
+    PyObject_GC_UnTrack(self);
+    call_clear(self);
+    Py_CLEAR(reinterpret_cast<Call*>(self)->issuer);
+    PyObject_GC_Del(self);
+}
+
+PyMethodDef call_methods[] = {{"send", send_method<call_send>, METH_O, nullptr},
+                              {"throw", reinterpret_cast<PyCFunction>(call_throw), METH_FASTCALL, nullptr},
+                              {"close", call_close, METH_NOARGS, nullptr},
+                              {}};
+PyAsyncMethods call_async = {PyObject_SelfIter, nullptr, nullptr, call_send};
+PyTypeObject call_type = [] {
+    PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+    type.tp_name = "nicscope_native.Call";
+    type.tp_doc = "A coroutine that runs as a function.";
+    type.tp_basicsize = sizeof(Call);
+    type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC;
+    type.tp_dealloc = call_dealloc;
+    type.tp_traverse = call_traverse;
+    type.tp_clear = call_clear;
+    type.tp_as_async = &call_async;
+    type.tp_iter = PyObject_SelfIter;
+    type.tp_iternext = next_slot<call_send>;
+    type.tp_methods = call_methods;
+    return type;
+}();
+
+// ---- The issuer's methods: (address, …) as in sw/issue.py
+
+using Arguments = PyObject* const*;
+
+PyObject* none() { return Py_NewRef(Py_None); }
+
+template <PyObject* (*method)(IssuerState&, Arguments, Py_ssize_t), Py_ssize_t least, Py_ssize_t most>
+PyObject* issuer_method(PyObject* self, Arguments args, Py_ssize_t count) {
+    if (count < least || (most >= 0 && count > most)) {
+        PyErr_Format(PyExc_TypeError, "takes %zd to %zd arguments, not %zd", least, most, count);
+        return nullptr;
+    }
+    return guarded([&] { return method(state_of(self), args, count); }, nullptr);
+}
+
+PyObject* issuer_enter(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    issuer.context = static_cast<int>(signed_of(args[0]));
+    const auto tag = static_cast<uint32_t>(unsigned_of(args[1]));
+    return PyLong_FromUnsignedLong(std::exchange(issuer.tag, tag));
+}
+
+PyObject* loaded(IssuerState& issuer, uint64_t address, uint64_t size) {
+    if (address % LINE_BYTES + size > LINE_BYTES) return make_pending(issuer.load_pieces(address, size, size <= 8));
+    return make_pending(issuer.load(address, size, Notify::YES));
+}
+
+PyObject* issuer_load(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    return loaded(issuer, unsigned_of(args[0]), unsigned_of(args[1]));
+}
+
+PyObject* issuer_get(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    const auto [offset, size] = pair_of(args[1]);
+    return loaded(issuer, unsigned_of(args[0]) + offset, size);
+}
+
+PyObject* issuer_load_bytes(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    const uint64_t size = unsigned_of(args[1]);
+    if (!size) return make_pending(-1, PyBytes_FromStringAndSize(nullptr, 0));
+    return make_pending(issuer.load_pieces(unsigned_of(args[0]), size, false));
+}
+
+PyObject* issuer_load_all(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    if (!count) return make_pending(-1, PyList_New(0));
+    return make_pending(issuer.load_all(args, count));
+}
+
+PyObject* issuer_load_begin(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    return PyLong_FromLongLong(issuer.load(unsigned_of(args[0]), unsigned_of(args[1]), Notify::YES));
+}
+
+PyObject* issuer_touch(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    issuer.load(unsigned_of(args[0]), unsigned_of(args[1]), Notify::NO);
+    return none();
+}
+
+PyObject* issuer_prefetch(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    issuer.queue(PREFETCH, unsigned_of(args[0]), 1, 0, 1, Notify::NO);
+    return none();
+}
+
+PyObject* issuer_store(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    issuer.store(STORE, unsigned_of(args[0]), args[1], unsigned_of(args[2]));
+    return none();
+}
+
+PyObject* issuer_put(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    const auto [offset, size] = pair_of(args[1]);
+    issuer.store(STORE, unsigned_of(args[0]) + offset, args[2], size);
+    return none();
+}
+
+PyObject* issuer_mmio_read(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    const uint64_t size = count > 1 ? unsigned_of(args[1]) : 4;
+    return make_pending(issuer.queue(MMIO_READ, unsigned_of(args[0]), size, 0, 1, Notify::YES));
+}
+
+PyObject* issuer_mmio_write(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    issuer.store(MMIO_WRITE, unsigned_of(args[0]), args[1], count > 2 ? unsigned_of(args[2]) : 4);
+    return none();
+}
+
+PyObject* issuer_execute(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    const long times = count > 1 ? signed_of(args[1]) : 1;
+    if (PyLong_Check(args[0])) {
+        const int64_t cycles = signed_of(args[0]) * times;
+        if (cycles > 0) issuer.execute(static_cast<uint64_t>(cycles), static_cast<uint64_t>(cycles));
+        return none();
+    }
+    PyObject* cost = issuer.cost_of(args[0]);
+    if (!cost) {
+        PyErr_SetObject(PyExc_KeyError, args[0]);
+        return nullptr;
+    }
+    const auto [cycles, uops] = pair_of(cost);
+    if (times > 0) issuer.execute(cycles * static_cast<uint64_t>(times), uops * static_cast<uint64_t>(times));
+    return none();
+}
+
+PyObject* issuer_plain(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    issuer.queue(static_cast<Kind>(signed_of(args[0])), 0, 0, 0, 0, Notify::NO);
+    return none();
+}
+
+PyObject* issuer_wait(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    return make_pending(issuer.queue(static_cast<Kind>(signed_of(args[0])), 0, 0, 0, 0, Notify::YES));
+}
+
+PyObject* issuer_call(PyObject* self, Arguments args, Py_ssize_t count) {
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "call takes a coroutine, a number and a mode");
+        return nullptr;
+    }
+    const long number = PyLong_AsLong(args[1]), mode = PyLong_AsLong(args[2]);
+    if (PyErr_Occurred()) return nullptr;
+    auto* call = PyObject_GC_New(Call, &call_type);
+    if (!call) return nullptr;
+    call->issuer = Py_NewRef(self);
+    call->code = Py_NewRef(args[0]);
+    call->number = static_cast<uint32_t>(number);
+    call->mode = static_cast<int32_t>(mode);
+    call->begun = false;
+    PyObject_GC_Track(call);
+    return reinterpret_cast<PyObject*>(call);
+}
+
+#define ISSUER_METHOD(name, least, most) \
+    {#name, reinterpret_cast<PyCFunction>(issuer_method<issuer_##name, least, most>), METH_FASTCALL, nullptr}
+
+PyMethodDef issuer_methods[] = {
+    ISSUER_METHOD(enter, 2, 2),
+    ISSUER_METHOD(load, 2, 2),
+    ISSUER_METHOD(get, 2, 2),
+    ISSUER_METHOD(load_bytes, 2, 2),
+    ISSUER_METHOD(load_all, 0, -1),
+    ISSUER_METHOD(load_begin, 2, 2),
+    ISSUER_METHOD(touch, 2, 2),
+    ISSUER_METHOD(prefetch, 1, 1),
+    ISSUER_METHOD(store, 3, 3),
+    ISSUER_METHOD(put, 3, 3),
+    ISSUER_METHOD(mmio_read, 1, 2),
+    ISSUER_METHOD(mmio_write, 2, 3),
+    ISSUER_METHOD(execute, 1, 2),
+    ISSUER_METHOD(plain, 1, 1),
+    ISSUER_METHOD(wait, 1, 1),
+    {"call", reinterpret_cast<PyCFunction>(issuer_call), METH_FASTCALL, nullptr},
+    {},
+};
+
+#undef ISSUER_METHOD
+
+void issuer_dealloc(PyObject* self) {
+    state_of(self).~IssuerState();
+    PyObject_Free(self);
+}
+
+PyTypeObject issuer_type = [] {
+    PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+    type.tp_name = "nicscope_native.Issuer";
+    type.tp_doc = "sw.issue.Issuer";
+    type.tp_basicsize = sizeof(Issuer);
+    type.tp_flags = Py_TPFLAGS_DEFAULT;
+    type.tp_dealloc = issuer_dealloc;
+    type.tp_methods = issuer_methods;
+    return type;
+}();
+
+nb::object make_issuer(nb::object engine, nb::dict costs, nb::list functions) {
+    IssuerState state(std::move(engine), std::move(costs), std::move(functions));
+    auto* issuer = PyObject_New(Issuer, &issuer_type);
+    if (!issuer) throw nb::python_error();
+    new (&issuer->state) IssuerState(std::move(state));
+    return nb::steal(reinterpret_cast<PyObject*>(issuer));
+}
+
+void ready_types() {
+    for (PyTypeObject* type : {&pending_type, &call_type, &issuer_type})
+        if (PyType_Ready(type) < 0) throw nb::python_error();
+}
+
+}  // namespace
