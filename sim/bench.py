@@ -35,13 +35,12 @@ from sim.experiment import Experiment, Traffic, observe
 
 __all__ = ["BenchError", "first_cycle", "print_figures", "speed", "timed"]
 
-#: Bytes of a frame, FCS included.
-SIZE = 64
-#: Frames come as fast as the port allows, most of them to be dropped; and at a rate the software keeps up with.
-RATES = ("line", "500kpps")
-#: Frames for cocotb and for runs without jumps, which take a hundred times as long.
+#: Bytes of a frame, FCS included, and their rate: the smallest as fast as the port allows, most of them to be dropped;
+#: the smallest at a rate the software keeps up with; the largest, which it copies.
+WORKLOADS = ((64, "line"), (64, "500kpps"), (1518, "line"))
+#: For cocotb and for runs without jumps, which take a hundred times as long.
+SHORT = (64, "500kpps")
 SHORT_COUNT = 10
-SHORT_RATE = "500kpps"
 
 
 class BenchError(RuntimeError):
@@ -82,18 +81,18 @@ def speed(
         status.update(f"building {machine.name}")
         build = build_native(Design(machine))
         workloads = []
-        for rate in RATES:
-            status.update(f"native engine and bare model, {count} frames at {rate}")
-            workloads.append(_Workload.make(machine, build, rate, count).measure(rounds))
+        for size, rate in WORKLOADS:
+            workload = _Workload.make(machine, build, size, rate, count)
+            status.update(f"native engine and bare model, {workload}")
+            workloads.append(workload.measure(rounds))
         status.update("with and without jumps")
-        short = _Workload.make(machine, build, SHORT_RATE, SHORT_COUNT)
+        short = _Workload.make(machine, build, *SHORT, SHORT_COUNT)
         jump_gain = short.jump_gain(rounds)
         status.update("starting a process")
         figures: dict[str, Any] = {
             "machine": machine.name,
             "compiler": compiler().version,
             "verilator": verilator().version,
-            "frame_bytes": SIZE,
             "native_vs_bare": _total(workloads, "bare_s") / _total(workloads, "native_s"),
             "native_vs_cocotb": None,
             "jump_gain": jump_gain,
@@ -101,7 +100,7 @@ def speed(
             "first_build_s": None,
             "warm_start_s": _warm_start(machine, rounds),
             "workloads": workloads,
-            "short_workload": {"rate": SHORT_RATE, "count": SHORT_COUNT},
+            "short_workload": str(short),
         }
         if not quick:
             status.update("cocotb (building it takes minutes, once)")
@@ -113,7 +112,7 @@ def speed(
 
 def print_figures(figures: dict[str, Any], console: Console) -> None:
     """Tables of what :func:`speed` measured."""
-    short = "{count} frames at {rate}".format(**figures["short_workload"])
+    short = figures["short_workload"]
     rows = [
         ("native engine against bare model", _ratio(figures["native_vs_bare"]), "of its speed; the rest is Python"),
         ("native engine against cocotb", _ratio(figures["native_vs_cocotb"]), f"times as fast, {short}"),
@@ -130,11 +129,7 @@ def print_figures(figures: dict[str, Any], console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     for workload in figures["workloads"]:
-        domains = Table(
-            title="{count} frames of {size} bytes at {rate}: native {native_s:.3f} s, bare {bare_s:.3f} s".format(
-                size=figures["frame_bytes"], **workload
-            )
-        )
+        domains = Table(title=workload["workload"], title_justify="left", width=72)
         for heading in ("domain", "cycles", "executed", "ns per executed edge"):
             domains.add_column(heading, justify="left" if heading == "domain" else "right")
         for name, domain in workload["domains"].items():
@@ -142,6 +137,7 @@ def print_figures(figures: dict[str, Any], console: Console) -> None:
             cost = "" if ns is None else f"{ns:,.0f}"
             domains.add_row(name, f"{domain['cycles']:,}", f"{domain['executed']:,}", cost)
         console.print(domains)
+        console.print("native {native_s:.3f} s, bare {bare_s:.3f} s: {native_vs_bare:.2f}".format(**workload))
 
 
 def _ratio(value: float | None) -> str:
@@ -170,6 +166,7 @@ class _Workload:
 
     machine: MachineConfig
     build: NativeBuild
+    size: int
     rate: str
     count: int
     job: dict[str, Any]
@@ -177,13 +174,16 @@ class _Workload:
     log_sha256: str
 
     @classmethod
-    def make(cls, machine: MachineConfig, build: NativeBuild, rate: str, count: int) -> "_Workload":
+    def make(cls, machine: MachineConfig, build: NativeBuild, size: int, rate: str, count: int) -> "_Workload":
         """Record the run once."""
-        traffic = Traffic.make(capture=None, speed=None, size=SIZE, rate=rate, count=count, seed=1)
+        traffic = Traffic.make(capture=None, speed=None, size=size, rate=rate, count=count, seed=1)
         job = Experiment("napi", "sink", machine, traffic).job()
         engine = NativeEngine(build, record=True)
         run = engine.execute(lambda engine: timed(engine, **job))
-        return cls(machine, build, rate, count, job, engine.recording(), run.log_sha256)
+        return cls(machine, build, size, rate, count, job, engine.recording(), run.log_sha256)
+
+    def __str__(self) -> str:
+        return f"{self.count} frames of {self.size} bytes at {'line rate' if self.rate == 'line' else self.rate}"
 
     def measure(self, rounds: int) -> dict[str, Any]:
         """Native and bare in turn, then bare with every step timed."""
@@ -192,6 +192,8 @@ class _Workload:
         self._replay(engine)
         cycles, executed, costs = engine.cycles(), engine.executed(), engine.edge_costs()
         return {
+            "workload": str(self),
+            "frame_bytes": self.size,
             "rate": self.rate,
             "count": self.count,
             "native_s": native,
@@ -242,7 +244,7 @@ class _Workload:
     def _check(self, log_sha256: str, what: str) -> None:
         if log_sha256 != self.log_sha256:
             raise BenchError(
-                f"{what} gives another log than the native engine for {self.count} frames at {self.rate}: "
+                f"{what} gives another log than the native engine for {self}: "
                 f"{log_sha256[:16]}, not {self.log_sha256[:16]}"
             )
 

@@ -24,7 +24,7 @@ def test_figures(machine):
     for name in ("native_vs_bare", "jump_gain", "bare_core_cycles_per_s", "warm_start_s"):
         assert figures[name] > 0
     assert figures["native_vs_cocotb"] is figures["first_build_s"] is None
-    assert [workload["rate"] for workload in figures["workloads"]] == list(bench.RATES)
+    assert len(figures["workloads"]) == len(bench.WORKLOADS)
     for workload in figures["workloads"]:
         domains = workload["domains"]
         assert list(domains) == ["core0", "core1", "uncore", "nic", "dram"]
@@ -33,13 +33,13 @@ def test_figures(machine):
 
     out = io.StringIO()
     bench.print_figures(figures, Console(file=out, width=200))
-    for told in ("native engine against bare model", "core cycles per second", "8 frames of 64 bytes at line"):
+    for told in ("native engine against bare model", "core cycles per second", "8 frames of 64 bytes at line rate"):
         assert told in out.getvalue()
 
 
 def test_unequal_runs_are_refused(machine):
     build = build_native(Design(machine))
-    workload = bench._Workload.make(machine, build, "500kpps", 2)
+    workload = bench._Workload.make(machine, build, 64, "500kpps", 2)
     workload = dataclasses.replace(workload, log_sha256="0" * 64)
     with pytest.raises(bench.BenchError, match="the bare model gives another log"):
         workload._bare()
