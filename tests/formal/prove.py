@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -95,9 +95,9 @@ def run_sby(design: str, *, mode: str, depth: int, verilog: str = RAM_WITH_ANY_C
         Path(folder, "proof.sby").write_text(
             f"[options]\nmode {mode}\ndepth {depth}\n"
             "[engines]\nsmtbmc yices -- --noincr --logic QF_BV\n"
-            "[script]\nread_verilog -defer -formal modules.v\nread_rtlil top.il\nprep -top top -flatten\n"
-            # No arrays: the SAT solver knows none
-            "memory_map\nopt_clean\n"
+            "[script]\nread_verilog -defer -formal modules.v\nread_rtlil top.il\n"
+            # Not prep: what it optimises takes longer than the solver does. No arrays: its SAT solver knows none
+            "hierarchy -top top\nproc\nflatten\nopt_clean\nmemory_collect\nmemory_map\nopt_clean\n"
             "[files]\ntop.il\nmodules.v\n"
         )
         solver = Path(folder, "bin", "yices-smt2")
@@ -164,9 +164,9 @@ class Harness(Elaboratable):
         """Consider only runs in which this holds at every step."""
         self.module.d.comb += Assume(condition)
 
-    def cover(self, condition: Value) -> None:
+    def cover(self, condition: Value, message: str | None = None) -> None:
         """Ask for a run in which this happens."""
-        self.module.d.comb += Cover(condition)
+        self.module.d.comb += Cover(condition, message)
 
     def run(self, *, verilog: str = RAM_WITH_ANY_CONTENTS, **depths: int) -> None:
         """Run tasks by mode and depth, such as ``run(prove=3, cover=20)``, see :func:`run_sby`."""
@@ -209,13 +209,15 @@ def prove_quiet(
     depth: int = 2,
     cover_depth: int | None = 20,
     outstanding: Value | None = None,
+    planted: Mapping[str, Value] | None = None,
 ) -> None:
     """Prove that ``component`` may skip its edges of ``domain`` while it is quiet.
 
     In every state that the invariants allow (each is proved too): when quiet is high, ``idle_inputs`` are low and no
     armed timer has reached its deadline, an edge of ``domain`` changes no register, writes no memory, reads no RAM
     and fires no probe; and quiet stays high until an input, a register of another domain or a timer changes that,
-    whatever ``now`` is. Then cover a run that becomes quiet after an edge at which it was not.
+    whatever ``now`` is. Then cover a run that becomes quiet after an edge at which it was not, and for each quiet
+    that is ``planted`` a run that breaks one of these properties.
 
     RAMs may hold anything. If the component has an input ``now`` it counts the edges of ``domain``, skipped ones
     included.
@@ -227,46 +229,68 @@ def prove_quiet(
             empty when the component's quiet accounts for them itself.
         invariants: what holds in every reachable state, to rule out those that are not. Proved.
         assumptions: what the component may rely on in its inputs.
-        mode: "prove", or "bmc" to look for a run from the initial state that breaks a property: what a planted bug
-            must have.
+        mode: "prove", or "bmc" to look for a run from the initial state that breaks a property.
         depth: steps of induction, at least 2, or of that run.
-        cover_depth: steps within which the component becomes quiet again; None for no cover.
-        outstanding: what it waits for then: high in the run that is covered.
+        cover_depth: steps of the runs to be covered; None for no cover.
+        outstanding: what the component waits for in the run that becomes quiet: high there.
+        planted: wrong quiets, by what is wrong with them.
 
     Raises:
-        ProofFailed: naming the property that does not hold.
+        ProofFailed: naming the property that does not hold, or the cover that is not reached.
     """
     harness = Harness(component)
-    quiet = component.quiet if quiet is None else quiet
     for assumption in assumptions:
         harness.assume(assumption)
     if hasattr(component, "now"):
         _assume_time_passes(harness, component.now, harness.tick[domain])
 
-    timers = [t for t in collect(component, Timer).values() if t.domain == domain]
-    due = _any(timer.armed & (timer.deadline <= component.now) for timer in timers)
-    may_skip = Signal()
-    harness.module.d.comb += may_skip.eq(quiet & ~_any(idle_inputs) & ~due)
-
+    edge = _Edge(harness, domain, idle_inputs)
+    may_skip, properties = edge.skipped_while(component.quiet if quiet is None else quiet)
     for index, invariant in enumerate(invariants):
         harness.always(invariant, f"invariant {index}")
-    harness.always(~may_skip | ~_any(harness.memory_accesses(domain)), "quiet: no memory changes")
-    for name, probe in collect(component, Probe).items():
-        if probe.domain == domain:
-            harness.always(~may_skip | ~probe.valid, f"quiet: probe {name} does not fire")
-    could_skip = harness.past(may_skip)
-    for register in harness.registers(domain):
-        name = ", ".join(sorted(signal.name for signal in register._rhs_signals()))
-        harness.always(~could_skip | (register == harness.past(register)), f"quiet: register {name} is stable")
-
-    others = [r for d in harness.tick if d != domain for r in harness.registers(d)]
-    surroundings = Cat(*others, *component_inputs(component, without=("now",)))
-    same = surroundings == harness.past(surroundings)
-    harness.always(~could_skip | ~same | due | may_skip, "quiet stays until something happens")
+    for message, holds in properties:
+        harness.always(holds, message)
 
     waits = Const(1) if outstanding is None else outstanding
-    harness.cover(may_skip & harness.past(~may_skip & harness.tick[domain]) & waits)
+    harness.cover(may_skip & harness.past(~may_skip & harness.tick[domain]) & waits, "becomes quiet")
+    for name, wrong_quiet in (planted or {}).items():
+        _, properties = edge.skipped_while(wrong_quiet)
+        harness.cover(~Cat(holds for _, holds in properties).all(), f"planted: {name}")
     harness.run(**{mode: depth}, **({} if cover_depth is None else {"cover": cover_depth}))
+
+
+class _Edge:
+    """What an edge of ``domain`` does, whatever is called quiet."""
+
+    def __init__(self, harness: Harness, domain: str, idle_inputs: Sequence[Value]):
+        self.harness, component = harness, harness.component
+        timers = [t for t in collect(component, Timer).values() if t.domain == domain]
+        probes = [(name, p) for name, p in collect(component, Probe).items() if p.domain == domain]
+        self.due = _any(timer.armed & (timer.deadline <= component.now) for timer in timers)
+        self.nothing_arrives = ~_any(idle_inputs) & ~self.due
+        #: What the edge would do
+        self.does = [("no memory changes", _any(harness.memory_accesses(domain)))]
+        self.does += [(f"probe {name} does not fire", probe.valid) for name, probe in probes]
+        #: What it has not done, once it has been
+        self.stable = [
+            (", ".join(sorted(signal.name for signal in register._rhs_signals())), register == harness.past(register))
+            for register in harness.registers(domain)
+        ]
+        others = [r for d in harness.tick if d != domain for r in harness.registers(d)]
+        surroundings = Cat(*others, *component_inputs(component, without=("now",)))
+        self.same_surroundings = surroundings == harness.past(surroundings)
+
+    def skipped_while(self, quiet: Value) -> tuple[Signal, list[tuple[str, Value]]]:
+        """Whether the edge may be skipped if ``quiet`` says so, and what must hold if that is right."""
+        may_skip = Signal()
+        self.harness.module.d.comb += may_skip.eq(quiet & self.nothing_arrives)
+        could_skip = self.harness.past(may_skip)
+        stays = ~could_skip | ~self.same_surroundings | self.due | may_skip
+        return may_skip, [
+            *((f"quiet: {name}", ~may_skip | ~does) for name, does in self.does),
+            *((f"quiet: register {name} is stable", ~could_skip | same) for name, same in self.stable),
+            ("quiet stays until something happens", stays),
+        ]
 
 
 def component_inputs(component: Elaboratable, *, without: Iterable[str] = ()) -> list[Value]:

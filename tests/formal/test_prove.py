@@ -60,7 +60,9 @@ class Echo(wiring.Component):
 
 
 def test_accepts_what_is_right():
-    prove_quiet(Echo(), domain="echo", cover_depth=8)
+    dut = Echo()
+    planted = {"always": Const(1), "forgets arrivals": dut.quiet | dut.input.valid}
+    prove_quiet(dut, domain="echo", cover_depth=8, planted=planted)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,12 @@ def test_finds(wrong, property):
         prove_quiet(Echo(wrong), domain="echo", mode="bmc", depth=8, cover_depth=None)
 
 
+def test_finds_nothing_wrong_with_a_right_quiet():
+    dut = Echo()
+    with pytest.raises(ProofFailed, match="cover: planted: right"):
+        prove_quiet(dut, domain="echo", cover_depth=4, planted={"right": dut.quiet & ~dut.input.valid})
+
+
 def test_cover_finds_what_is_never_quiet():
-    with pytest.raises(ProofFailed, match="cover"):
+    with pytest.raises(ProofFailed, match="cover: becomes quiet"):
         prove_quiet(Echo(), domain="echo", quiet=Const(0), cover_depth=6)
