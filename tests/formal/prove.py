@@ -39,7 +39,7 @@ from amaranth.lib.wiring import In
 from hw.lib.observe import collect
 from hw.lib.platform import CompiledSimulation
 from hw.lib.probe import Probe
-from hw.lib.time import NOW_WIDTH, Timer
+from hw.lib.time import NOW_WIDTH, Timer, time_domain
 
 __all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "component_inputs", "fragments_below", "prove_quiet", "run_sby"]
 
@@ -203,7 +203,7 @@ def prove_quiet(
     domain: str,
     quiet: Value | None = None,
     idle_inputs: Sequence[Value] = (),
-    invariants: Sequence[Value] = (),
+    invariants: Iterable[Value] = (),
     assumptions: Sequence[Value] = (),
     mode: str = "prove",
     depth: int = 2,
@@ -227,7 +227,8 @@ def prove_quiet(
         quiet: default: ``component.quiet``.
         idle_inputs: inputs that are low when the engine considers skipping, such as ``valid`` of input streams;
             empty when the component's quiet accounts for them itself.
-        invariants: what holds in every reachable state, to rule out those that are not. Proved.
+        invariants: what holds in every reachable state, to rule out those that are not. Proved. Asked for when the
+            component has been elaborated.
         assumptions: what the component may rely on in its inputs.
         mode: "prove", or "bmc" to look for a run from the initial state that breaks a property.
         depth: steps of induction, at least 2, or of that run.
@@ -276,7 +277,7 @@ class _Edge:
             (", ".join(sorted(signal.name for signal in register._rhs_signals())), register == harness.past(register))
             for register in harness.registers(domain)
         ]
-        others = [r for d in harness.tick if d != domain for r in harness.registers(d)]
+        others = [r for d in harness.tick if d not in (domain, time_domain(domain)) for r in harness.registers(d)]
         surroundings = Cat(*others, *component_inputs(component, without=("now",)))
         self.same_surroundings = surroundings == harness.past(surroundings)
 
