@@ -1,8 +1,9 @@
 # make run     replay the bundled capture, then a burst of 64-byte UDP at line rate; say what became of every packet
-# make test    formatting, lint, types, all tests
+# make test    formatting, lint, types, tests
+# make test-slow   the tests marked slow: proofs over the whole machine
 # make bench   speed of the simulator
 
-.PHONY: run test test-fast lint bench clean
+.PHONY: run test test-slow lint bench clean
 NICSCOPE = .venv/bin/nicscope
 
 run: .venv/.ready
@@ -10,10 +11,10 @@ run: .venv/.ready
 	$(NICSCOPE) run napi --size 64 --rate line --count 2000 --out runs/burst
 
 test: lint
-	.venv/bin/python -m pytest -n 2 --dist worksteal
-
-test-fast: .venv/.ready
 	.venv/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: .venv/.ready
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
