@@ -105,7 +105,7 @@ class RxQueue(wiring.Component):
         # The ring
         for part in (fetch, write_back):
             m.d.comb += [
-                part.ring.base.eq(Cat(self.rdbal.value & ~(RING_ALIGNMENT - 1), self.rdbah.value)),
+                part.ring.base.eq(Cat(self.rdbal.value & ((1 << 32) - RING_ALIGNMENT), self.rdbah.value)),
                 part.ring.size.eq(size),
                 part.ring.tail.eq(self.rdt.TAIL),
             ]

@@ -255,7 +255,6 @@ def test_disable(seed, reset):
     bench.run(scenario)
 
 
-@pytest.mark.xfail(strict=True, reason="RDBAH is taken one bit too high: RDBAL with its mask is 33 bits wide")
 def test_ring_above_4_gib():
     """RDBAH is bits 63:32 of the ring's base."""
 
