@@ -93,7 +93,8 @@ def speed(
             "machine": machine.name,
             "compiler": compiler().version,
             "verilator": verilator().version,
-            "native_vs_bare": _total(workloads, "bare_s") / _total(workloads, "native_s"),
+            # The worst of them: a mix would say what its shares were chosen to say.
+            "native_vs_bare": min(workload["native_vs_bare"] for workload in workloads),
             "native_vs_cocotb": None,
             "jump_gain": jump_gain,
             "bare_core_cycles_per_s": _total(workloads, "core_cycles") / _total(workloads, "bare_s"),
@@ -114,7 +115,11 @@ def print_figures(figures: dict[str, Any], console: Console) -> None:
     """Tables of what :func:`speed` measured."""
     short = figures["short_workload"]
     rows = [
-        ("native engine against bare model", _ratio(figures["native_vs_bare"]), "of its speed; the rest is Python"),
+        (
+            "native engine against bare model",
+            _ratio(figures["native_vs_bare"]),
+            "of its speed, worst workload; the rest is Python",
+        ),
         ("native engine against cocotb", _ratio(figures["native_vs_cocotb"]), f"times as fast, {short}"),
         ("jumps", _ratio(figures["jump_gain"]), f"times as fast as without, bare, {short}"),
         ("bare model", f"{figures['bare_core_cycles_per_s'] / 1e3:,.0f} k", "core cycles per second"),
