@@ -24,10 +24,13 @@ __all__ = [
     "CoreConfig",
     "DramConfig",
     "L1Config",
+    "L1iConfig",
+    "L2Config",
     "LlcConfig",
     "MachineConfig",
     "NicConfig",
     "PcieConfig",
+    "TlbConfig",
     "load_machine",
     "preset_names",
 ]
@@ -87,16 +90,36 @@ class ClockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CoreConfig:
-    """The cores and their ports."""
+    """The cores and their ports. Latencies in cycles of the core's clock."""
 
     count: int  #: cores
+    window: int  #: micro-operations between the oldest that is not complete and the youngest issued (reorder buffer)
     load_queue: int  #: loads in flight
     store_buffer: int  #: stores not yet visible
+    reservation_station: int  #: loads that wait for the result of another
+    write_combining: int  #: lines of non-temporal stores being combined or on their way
+    atomic_latency: int  #: from the issue of an atomic whose line is in L1 until the next operation may issue, at least
+    interrupt_entry: int  #: from taking an interrupt until the handler may issue
+    interrupt_return: int  #: from the issue of IRET until the next operation may issue
+    sleep_exit_ns: tuple[float, ...]  #: exit latency of each sleep state that HALT can name
 
     def __post_init__(self):
         _between("core.count", self.count, 1, 8)
+        _between("core.window", self.window, 4, 4096)
         _between("core.load_queue", self.load_queue, 1, 128)
         _between("core.store_buffer", self.store_buffer, 1, 64)
+        _between("core.reservation_station", self.reservation_station, 1, 64)
+        _between("core.write_combining", self.write_combining, 1, 16)
+        _between("core.atomic_latency", self.atomic_latency, 8, 255)
+        _between("core.interrupt_entry", self.interrupt_entry, 1, 65535)
+        _between("core.interrupt_return", self.interrupt_return, 1, 65535)
+        _between("the number of core.sleep_exit_ns", len(self.sleep_exit_ns), 1, 8)
+        for ns in self.sleep_exit_ns:
+            _between("core.sleep_exit_ns", ns, 0, 1_000_000)
+        _require(
+            list(self.sleep_exit_ns) == sorted(self.sleep_exit_ns),
+            f"core.sleep_exit_ns must rise from state to state, not {list(self.sleep_exit_ns)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +142,77 @@ class L1Config:
     def sets(self) -> int:
         """Number of sets."""
         return self.size_kib * 1024 // LINE_BYTES // self.ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1iConfig:
+    """The L1 instruction cache of each core."""
+
+    size_kib: int
+    ways: int
+    mshrs: int  #: lines missed at once
+
+    def __post_init__(self):
+        _power_of_two("l1i.size_kib", self.size_kib)
+        _power_of_two("l1i.ways", self.ways)
+        _require(self.size_kib * 1024 >= self.ways * LINE_BYTES, "l1i.size_kib is too small for l1i.ways")
+        _between("l1i.mshrs", self.mshrs, 1, 8)
+
+    @property
+    def sets(self) -> int:
+        """Number of sets."""
+        return self.size_kib * 1024 // LINE_BYTES // self.ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2Config:
+    """The L2 cache of each core, exclusive of its L1 data cache, and its prefetchers."""
+
+    size_kib: int
+    ways: int
+    latency: int  #: core cycles from issue to completion of a load that misses L1 and hits here
+    prefetches: int  #: lines being prefetched at once
+    prefetch_adjacent: bool  #: a missed line brings the other half of its aligned 128 bytes
+    prefetch_stream: bool  #: misses that go up or down in a page bring the lines ahead
+    prefetch_distance: int  #: lines ahead of the last miss that a stream brings
+
+    def __post_init__(self):
+        _power_of_two("l2.size_kib", self.size_kib)
+        _power_of_two("l2.ways", self.ways)
+        _power_of_two("l2.size_kib * 1024 / 64 / l2.ways (sets)", self.size_kib * 1024 // LINE_BYTES // self.ways, 2)
+        _between("l2.latency", self.latency, 8, 255)
+        _between("l2.prefetches", self.prefetches, 1, 16)
+        _between("l2.prefetch_distance", self.prefetch_distance, 1, 32)
+
+    @property
+    def sets(self) -> int:
+        """Number of sets."""
+        return self.size_kib * 1024 // LINE_BYTES // self.ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlbConfig:
+    """Translation of data addresses: one first-level TLB per page size, a shared second level, a page walker."""
+
+    l1_4k: int  #: entries for 4 KiB pages
+    l1_2m: int  #: ... 2 MiB pages
+    l1_1g: int  #: ... 1 GiB pages, fully associative
+    l1_ways: int  #: of the first two
+    l2: int  #: entries for 4 KiB and 2 MiB pages
+    l2_ways: int
+    l2_1g: int  #: entries for 1 GiB pages, fully associative
+    l2_latency: int  #: core cycles that a hit in the second level adds
+    walk_cache: int  #: entries of the paging-structure cache that names page tables, fully associative
+
+    def __post_init__(self):
+        for name in ("l1_ways", "l2_ways", "l1_1g", "l2_1g", "walk_cache"):
+            _between(f"tlb.{name}", getattr(self, name), 1, 64)
+        for name, ways in (("l1_4k", self.l1_ways), ("l1_2m", self.l1_ways), ("l2", self.l2_ways)):
+            _require(
+                getattr(self, name) % ways == 0, f"tlb.{name} = {getattr(self, name)} is no multiple of {ways} ways"
+            )
+            _power_of_two(f"tlb.{name} / ways (sets)", getattr(self, name) // ways)
+        _between("tlb.l2_latency", self.l2_latency, 2, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +392,9 @@ class MachineConfig:
     clocks: ClockConfig
     core: CoreConfig
     l1: L1Config
+    l1i: L1iConfig
+    l2: L2Config
+    tlb: TlbConfig
     llc: LlcConfig
     dram: DramConfig
     pcie: PcieConfig
@@ -357,11 +454,28 @@ SECTIONS: dict[str, type] = {
     "clocks": ClockConfig,
     "core": CoreConfig,
     "l1": L1Config,
+    "l1i": L1iConfig,
+    "l2": L2Config,
+    "tlb": TlbConfig,
     "llc": LlcConfig,
     "dram": DramConfig,
     "pcie": PcieConfig,
     "nic": NicConfig,
 }
+
+
+_FLOATS = tuple[float, ...]
+
+#: Types of the fields of the sections, in words.
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", _FLOATS: "a list of numbers"}
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    """Whether a value from TOML is what a field wants."""
+    if wanted == _FLOATS:
+        return isinstance(value, tuple) and all(_is(item, float) for item in value)
+    number = isinstance(value, int | float if wanted is float else wanted)
+    return number and (wanted is bool) == isinstance(value, bool)
 
 
 def _known(what: str, name: str, valid: Iterable[str]) -> None:
@@ -379,18 +493,17 @@ def _machine(tree: Mapping[str, Any]) -> MachineConfig:
     for section, cls in SECTIONS.items():
         given = tree.get(section, {})
         _require(isinstance(given, Mapping), f"[{section}] must be a table")
+        values = {}
         for key, value in given.items():
             _known(f"key of [{section}]", key, (f.name for f in fields(cls)))
             wanted = {f.name: f.type for f in fields(cls)}[key]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            right = isinstance(value, wanted) and (wanted is bool) == isinstance(value, bool)
-            _require(
-                right or (wanted is float and number),
-                f"{section}.{key} must be {wanted.__name__}, not {value!r}",
-            )
+            if isinstance(value, list):
+                value = tuple(value)
+            _require(_is(value, wanted), f"{section}.{key} must be {_WANTED[wanted]}, not {given[key]!r}")
+            values[key] = value
         missing = [f.name for f in fields(cls) if f.name not in given]
         _require(not missing, f"[{section}] lacks {', '.join(missing)}")
-        parts[section] = cls(**given)
+        parts[section] = cls(**values)
     return MachineConfig(
         name=tree.get("name", "unnamed"),
         description=tree.get("description", ""),

@@ -14,6 +14,8 @@ __all__ = [
     "DramRequest",
     "DramResponse",
     "MemoryOp",
+    "NonCachedPort",
+    "NonCachedWrite",
 ]
 
 #: Bits of a packet id; 0 means "no packet". It travels beside the data, for observers only.
@@ -36,6 +38,7 @@ class DeviceRequest(data.Struct):
     data: LINE_BITS
     tag: 8  #: READ: comes back with the data
     packet: PACKET_WIDTH
+    around: 1  #: WRITE: to DRAM, dropping the line from every cache, whatever DDIO says
 
 
 class DeviceResponse(data.Struct):
@@ -65,6 +68,29 @@ class DeviceMemory(wiring.Signature):
 
     def __eq__(self, other):
         return isinstance(other, DeviceMemory)
+
+
+class NonCachedWrite(data.Struct):
+    """Bytes of one line that a core writes around the caches. An empty mask only writes the line back (CLFLUSH)."""
+
+    line: LINE_ADDRESS_WIDTH
+    mask: LINE_BYTES
+    data: LINE_BITS
+
+
+class NonCachedPort(wiring.Signature):
+    """Non-temporal stores and flushes, as seen from the core. ``done`` carries one token per write, once visible."""
+
+    def __init__(self):
+        super().__init__(
+            {
+                "write": Out(stream.Signature(NonCachedWrite)),
+                "done": In(stream.Signature(1)),
+            }
+        )
+
+    def __eq__(self, other):
+        return isinstance(other, NonCachedPort)
 
 
 class DramRequest(data.Struct):

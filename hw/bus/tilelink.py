@@ -127,6 +127,9 @@ class ChannelD(data.Struct):
 
     opcode: OpcodeD
     param: Cap  #: in a Grant: TO_T or TO_B
+    #: In a Grant from an L2 cache to its L1: the line differs from what is below, and the L1 must give it back.
+    #: (TileLink leaves such a line in the L2; this L2 is exclusive.) The last level never sets it.
+    dirty: 1
     source: SOURCE_WIDTH  #: that of the Acquire or Release answered
     sink: SINK_WIDTH  #: in a Grant: must come back in the GrantAck
     data: LINE_BITS  #: in GRANT_DATA
