@@ -4,7 +4,7 @@ from amaranth.hdl import Elaboratable, Module, Signal
 from amaranth.lib.wiring import connect
 
 from hw.bus.core import Interrupt, MmioRequest, MmioResponse
-from hw.bus.memory import DramRequest, DramResponse
+from hw.bus.memory import DramRequest, DramResponse, MemoryOp, NonCachedWrite
 from hw.bus.tilelink import ChannelA, ChannelB, ChannelC, ChannelD, ChannelE
 from hw.bus.tlp import TlpBeat
 from hw.config import MachineConfig
@@ -13,11 +13,30 @@ from hw.lib.crossing import Crossing
 from hw.lib.time import Now
 from hw.mem.dram import DramController
 from hw.mem.llc import LastLevelCache
+from hw.mem.noncached import NonCachedWrites
 from hw.nic.nic import Nic
 from hw.pcie.link import Link
 from hw.pcie.root_complex import RootComplex
 
-__all__ = ["Machine"]
+__all__ = ["DeviceWrite", "Machine"]
+
+
+class DeviceWrite:
+    """What the last level shows of writes by devices, and by cores around the caches. Domain ``uncore``.
+
+    Attributes:
+        accepted: one is taken at this edge.
+        line, mask, data: which, as in :class:`~hw.bus.memory.DeviceRequest`.
+        done: the oldest that was taken and is not visible becomes so after this edge.
+    """
+
+    def __init__(self, llc: LastLevelCache):
+        request = llc.device.request
+        self.accepted = request.valid & request.ready & (request.payload.op == MemoryOp.WRITE)
+        self.line = request.payload.line
+        self.mask = request.payload.mask
+        self.data = request.payload.data
+        self.done = llc.device.write_done
 
 
 class Machine(Elaboratable):
@@ -30,6 +49,7 @@ class Machine(Elaboratable):
         wire: a :data:`~hw.bus.wire.WireStream` that the host drives.
         now: per domain, the number of its next edge; its ``advance`` is driven by the host.
         quiet: per domain, whether its next edge may be skipped.
+        device_write: a :class:`DeviceWrite`.
     """
 
     def __init__(self, config: MachineConfig):
@@ -40,11 +60,13 @@ class Machine(Elaboratable):
         self.core = [Core(config, index, domain) for index, domain in enumerate(self.core_domains)]
         self.llc = LastLevelCache(config)
         self.dram = DramController(config.dram)
+        self.noncached = NonCachedWrites(config.core.count, config.llc.slots)
         self.root_complex = RootComplex(config)
         self.link = Link(config)
         self.nic = Nic(config)
         self.host = [core.host for core in self.core]
         self.wire = self.nic.wire
+        self.device_write = DeviceWrite(self.llc)
 
         self.now = {domain: Now(domain) for domain in self.domains}
         self.quiet = {domain: Signal(name=f"quiet_{domain}") for domain in self.domains}
@@ -60,6 +82,7 @@ class Machine(Elaboratable):
             m.submodules[domain] = core
         m.submodules.llc = self.llc
         m.submodules.dram = self.dram
+        m.submodules.noncached = self.noncached
         m.submodules.root_complex = self.root_complex
         m.submodules.link = self.link
         m.submodules.nic = self.nic
@@ -70,13 +93,14 @@ class Machine(Elaboratable):
         self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram.response, DramResponse, "dram", "uncore")
         self._cross(m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, "uncore", "nic")
         self._cross(m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, "nic", "uncore")
-        connect(m, self.root_complex.memory, self.llc.device)
+        connect(m, self.root_complex.memory, self.noncached.root)
+        connect(m, self.noncached.memory, self.llc.device)
         connect(m, self.nic.pcie, self.link.card)
 
         # Time and quiet of each domain
         members = {
             **{domain: [core] for domain, core in zip(self.core_domains, self.core, strict=True)},
-            "uncore": [self.llc, self.root_complex],
+            "uncore": [self.llc, self.noncached, self.root_complex],
             "nic": [self.link, self.nic],
             "dram": [self.dram],
         }
@@ -99,6 +123,9 @@ class Machine(Elaboratable):
         for channel, shape in (("b", ChannelB), ("d", ChannelD)):
             source, sink = getattr(client, channel), getattr(link, channel)
             self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", domain)
+        writes, done = core.noncached, self.noncached.core[index]
+        self._cross(m, f"{domain}_noncached", writes.write, done.write, NonCachedWrite, domain, "uncore")
+        self._cross(m, f"noncached_{domain}", done.done, writes.done, 1, "uncore", domain)
         self._cross(m, f"{domain}_mmio", core.mmio.request, mmio.request, MmioRequest, domain, "uncore")
         self._cross(m, f"mmio_{domain}", mmio.response, core.mmio.response, MmioResponse, "uncore", domain)
         interrupt = self.root_complex.interrupt[index]

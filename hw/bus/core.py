@@ -101,8 +101,8 @@ class CoreHost(wiring.Signature):
     Every signal is sampled at an edge of the core's clock. ``operation`` goes into a register before anything else
     looks at it. The pulses tell what happens at the edge at which they are high:
 
-    * ``issue``: operation ``issue_id`` issued; a LOAD has its value from now on: the youngest earlier store of this core
-      to each of its bytes, else what memory holds before anything becomes visible at this tick;
+    * ``issue``: operation ``issue_id`` issued; a LOAD has its value from now on: that of the youngest earlier store of
+      this core to each of its bytes, else what memory holds before anything becomes visible at this tick;
     * ``sampled``: load ``sampled_id`` reads its line in the cache: its data are what memory holds now, likewise;
     * ``visible``: this core's oldest STORE or ATOMIC that is not visible yet becomes so after this edge;
     * ``completion_valid``: the operation in ``completion`` completed;

@@ -43,9 +43,10 @@ class FetchPort(wiring.Signature):
 class TextPort(wiring.Signature):
     """As seen from the core port: the text of an EXECUTE.
 
-    ``start`` at edge t: fetch ``lines`` > 0 lines from ``line`` on. ``busy`` from t + 1 on, until all have been looked up
-    and are there; ``stall`` in those of these cycles in which the next line is missing and waited for: computing stands
-    still. ``cancel``: forget the rest (an interrupt); not ``busy`` from the next edge on. No ``start`` while ``busy``.
+    ``start`` at edge t: fetch ``lines`` > 0 lines from ``line`` on. ``busy`` from t + 1 on, until all have been looked
+    up and are there; ``stall`` in those of these cycles in which the next line is missing and waited for: computing
+    stands still. ``cancel``: forget the rest (an interrupt); not ``busy`` from the next edge on. No ``start`` while
+    ``busy``.
     """
 
     def __init__(self):

@@ -1,27 +1,34 @@
-"""A core: its port to software, its L1 data cache, its interrupt controller."""
+"""A core: its port to software, translation, its private caches, its interrupt controller."""
 
 from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from hw.bus.core import CoreHost, Interrupt, MmioPort
+from hw.bus.l1 import L1Use
+from hw.bus.memory import NonCachedPort
 from hw.bus.tilelink import TileLink
 from hw.config import MachineConfig
 from hw.lib.time import NOW_WIDTH
 from hw.mem.l1 import L1Cache
+from hw.mem.l1i import L1ICache
+from hw.mem.l2 import L2Cache
 
 from .core_port import CorePort
 from .interrupt_controller import InterruptController
+from .load_arbiter import LoadArbiter
+from .mmu import Mmu
 
 __all__ = ["Core"]
 
 
 class Core(wiring.Component):
-    """Core number ``index``, all of it in ``domain``.
+    """Core number ``index``, all of it in ``domain``; docs/core.md draws it.
 
     Ports:
         host: operations from software and what becomes of them.
-        tilelink: the private cache's link to the last level.
+        tilelink: the private caches' link to the last level.
+        noncached: writes around the caches.
         mmio: uncached accesses to devices.
         interrupt: messages to this core's interrupt controller.
         now: number of the next edge of ``domain``.
@@ -30,6 +37,7 @@ class Core(wiring.Component):
 
     host: In(CoreHost())
     tilelink: Out(TileLink())
+    noncached: Out(NonCachedPort())
     mmio: Out(MmioPort())
     interrupt: In(stream.Signature(Interrupt))
     now: In(NOW_WIDTH)
@@ -37,26 +45,65 @@ class Core(wiring.Component):
 
     def __init__(self, config: MachineConfig, index: int, domain: str):
         super().__init__()
-        self.port = CorePort(config.core, config.l1, index, domain)
+        self.port = CorePort(config, index, domain)
+        self.mmu = Mmu(config.tlb, domain)
+        self.loads = LoadArbiter(domain)
         self.l1 = L1Cache(config.l1, config.core, domain)
+        self.l1i = L1ICache(config.l1i, domain)
+        self.l2 = L2Cache(config, domain)
         self.interrupts = InterruptController(domain)
 
     def elaborate(self, platform):
         """Wire the parts to each other and to the ports."""
         m = Module()
-        m.submodules.port = port = self.port
-        m.submodules.l1 = l1 = self.l1
-        m.submodules.interrupts = interrupts = self.interrupts
+        port, mmu, l1, l1i, l2, interrupts = self.port, self.mmu, self.l1, self.l1i, self.l2, self.interrupts
+        m.submodules.port = port
+        m.submodules.mmu = mmu
+        m.submodules.loads = self.loads
+        m.submodules.l1 = l1
+        m.submodules.l1i = l1i
+        m.submodules.l2 = l2
+        m.submodules.interrupts = interrupts
         connect(m, flipped(self.host), port.host)
-        connect(m, port.l1, l1.port)
         connect(m, port.mmio, flipped(self.mmio))
-        connect(m, l1.tilelink, flipped(self.tilelink))
+        connect(m, port.noncached, flipped(self.noncached))
         connect(m, flipped(self.interrupt), interrupts.message)
+
+        # Data: the port and the walker share the cache's load port; the rest of it is the port's
+        connect(m, port.translate, mmu.port)
+        connect(m, port.l1.load, self.loads.load)
+        connect(m, mmu.walk, self.loads.walk)
+        connect(m, self.loads.output, l1.port.load)
+        connect(m, port.l1.store, l1.port.store)
+        connect(m, port.l1.atomic, l1.port.atomic)
+        walked = l1.port.load_done.use == L1Use.WALK
+        m.d.comb += [
+            port.l1.load_done_valid.eq(l1.port.load_done_valid & ~walked),
+            port.l1.load_done.eq(l1.port.load_done),
+            mmu.done_valid.eq(l1.port.load_done_valid & walked),
+            mmu.done.eq(l1.port.load_done),
+            port.l1.sampled.eq(l1.port.sampled),
+            port.l1.sampled_id.eq(l1.port.sampled_id),
+            port.l1.visible.eq(l1.port.visible),
+            l1.port.watch.eq(port.l1.watch),
+            port.l1.lost.eq(l1.port.lost),
+        ]
+
+        # Text, and what lies below
+        connect(m, port.text, l1i.text)
+        connect(m, l1i.l2, l2.fetch)
+        connect(m, l1.tilelink, l2.l1)
+        connect(m, l2.tilelink, flipped(self.tilelink))
+
+        # Interrupts, time, quiet
         m.d.comb += [
             port.interrupt_pending.eq(interrupts.pending),
             port.interrupt_vector.eq(interrupts.vector),
             interrupts.acknowledge.eq(port.interrupt_acknowledge),
             port.now.eq(self.now),
-            self.quiet.eq(port.quiet & l1.quiet & interrupts.quiet),
+            mmu.now.eq(self.now),
+            self.quiet.eq(
+                port.quiet & mmu.quiet & self.loads.quiet & l1.quiet & l1i.quiet & l2.quiet & interrupts.quiet
+            ),
         ]
         return m

@@ -54,9 +54,9 @@ class LastLevelCache(wiring.Component):
     Evicting a line from the last level leaves private copies alone. Clients Release clean lines too.
 
     **Devices.** A read never allocates. With DDIO a write updates the line in whichever way holds it, and else
-    allocates in the last ``llc.ddio_ways`` ways only; without, it goes to DRAM and invalidates the line. Part
-    of a line is merged with the current line first. Writes prepare in parallel and become visible in
-    the order in which they were accepted.
+    allocates in the last ``llc.ddio_ways`` ways only; without, and ``around`` the caches, it goes to DRAM and invalidates
+    the line. Part of a line is merged with the current line first; no bytes at all only write back what is dirty. Writes
+    prepare in parallel and become visible in the order in which they were accepted.
 
     **Releases.** Each client has ``RELEASES_PER_CLIENT`` slots of its own for them. A Release waits there for the lock
     of its set. If the transaction that holds the lock probes that client meanwhile, the answer comes behind the
@@ -156,7 +156,7 @@ class LastLevelCache(wiring.Component):
         self.core_misses = Counter("uncore", "Acquires that had to read DRAM")
         self.device_write_update = Counter("uncore", "device writes that hit and updated the line (DDIO)")
         self.device_write_allocate = Counter("uncore", "device writes that missed and allocated (DDIO)")
-        self.device_write_dram = Counter("uncore", "device writes sent to DRAM (DDIO off)")
+        self.device_write_dram = Counter("uncore", "device writes sent to DRAM (DDIO off, or around the caches)")
         self.device_read_hit = Counter("uncore", "device reads served without DRAM")
         self.device_read_miss = Counter("uncore", "device reads that had to read DRAM")
         self.probes_sent = Counter("uncore", "Probes sent to private caches")
@@ -481,6 +481,8 @@ class LastLevelCache(wiring.Component):
                         new.tag.eq(device.payload.tag),
                         new.packet.eq(device.payload.packet),
                         new.full.eq(device.payload.mask.all()),
+                        new.empty.eq(~device.payload.mask.any()),
+                        new.around.eq(device.payload.around),
                         self.write_order.push.eq(write),
                     ]
 

@@ -1,6 +1,6 @@
 """The coherence protocol: what one pass of a slot through the last-level cache does."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -185,10 +185,11 @@ class Decide(wiring.Component):
             ]
 
     def _device_write(self, m):
-        whole = self.request.full | self.progress.have_line
-        with m.If(~whole & ~self.cache.hit):
+        request, progress, cache = self.request, self.progress, self.cache
+        whole = request.full | progress.have_line
+        with m.If(~(whole | cache.hit | request.empty)):
             m.d.comb += self.actions.dram_read.eq(1)
-        with m.Elif(~self.progress.oldest):
+        with m.Elif(~progress.oldest):
             m.d.comb += self.next.prepared.eq(1)
         with m.Else():
             m.d.comb += [
@@ -196,23 +197,25 @@ class Decide(wiring.Component):
                 self.actions.unlock.eq(1),
                 self.actions.free.eq(1),
                 # The cache's bytes join those of the device in the line buffer before it is read.
-                self.actions.load.eq(~whole),
+                self.actions.load.eq(~whole & cache.hit),
                 self.filter_update.write.eq(self.filter.hit),
                 self.filter_update.way.eq(self.filter.way),
             ]
-            if self._ddio:
+            with m.If(Const(self._ddio) & ~request.around):
                 m.d.comb += [
                     self._store.eq(1),
                     self._store_dirty.eq(1),
-                    self.events.write_update.eq(self.cache.hit),
-                    self.events.write_allocate.eq(~self.cache.hit),
+                    self.events.write_update.eq(cache.hit),
+                    self.events.write_allocate.eq(~cache.hit),
                 ]
-            else:
+            with m.Else():
+                returned = progress.have_line & progress.dirty
+                held = ~progress.have_line & cache.hit & cache.found.dirty
                 m.d.comb += [
-                    self.actions.dram_write.eq(1),
+                    self.actions.dram_write.eq(~request.empty | returned | held),
                     self.actions.write_line.eq(self.line),
-                    self.cache_update.write.eq(self.cache.hit),
-                    self.cache_update.way.eq(self.cache.way),
+                    self.cache_update.write.eq(cache.hit),
+                    self.cache_update.way.eq(cache.way),
                     self.events.write_dram.eq(1),
                 ]
 
