@@ -54,9 +54,9 @@ class LastLevelCache(wiring.Component):
     Evicting a line from the last level leaves private copies alone. Clients Release clean lines too.
 
     **Devices.** A read never allocates. With DDIO a write updates the line in whichever way holds it, and else
-    allocates in the last ``llc.ddio_ways`` ways only; without, and ``around`` the caches, it goes to DRAM and invalidates
-    the line. Part of a line is merged with the current line first; no bytes at all only write back what is dirty. Writes
-    prepare in parallel and become visible in the order in which they were accepted.
+    allocates in the last ``llc.ddio_ways`` ways only; without, and ``around`` the caches, it goes to DRAM and
+    invalidates the line. Part of a line is merged with the current line first; no bytes at all only write back what
+    is dirty. Writes prepare in parallel and become visible in the order in which they were accepted.
 
     **Releases.** Each client has ``RELEASES_PER_CLIENT`` slots of its own for them. A Release waits there for the lock
     of its set. If the transaction that holds the lock probes that client meanwhile, the answer comes behind the
@@ -481,7 +481,7 @@ class LastLevelCache(wiring.Component):
                         new.tag.eq(device.payload.tag),
                         new.packet.eq(device.payload.packet),
                         new.full.eq(device.payload.mask.all()),
-                        new.empty.eq(~device.payload.mask.any()),
+                        new.empty.eq(~device.payload.mask.any() & (device.payload.around | (not self.decide.ddio))),
                         new.around.eq(device.payload.around),
                         self.write_order.push.eq(write),
                     ]

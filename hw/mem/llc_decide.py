@@ -32,7 +32,7 @@ class Decide(wiring.Component):
 
     def __init__(self, layouts: LlcLayouts, tags: TagArray, snoop_filter: TagArray, *, ddio: bool):
         self._layouts = layouts
-        self._ddio = ddio
+        self.ddio = ddio
         super().__init__(
             {
                 "valid": In(1),
@@ -201,7 +201,7 @@ class Decide(wiring.Component):
                 self.filter_update.write.eq(self.filter.hit),
                 self.filter_update.way.eq(self.filter.way),
             ]
-            with m.If(Const(self._ddio) & ~request.around):
+            with m.If(Const(self.ddio) & ~request.around):
                 m.d.comb += [
                     self._store.eq(1),
                     self._store_dirty.eq(1),

@@ -64,7 +64,7 @@ class LlcLayouts:
                 "packet": PACKET_WIDTH,
                 "exclusive": 1,  # Acquire: for writing
                 "full": 1,  # device write: of the whole line
-                "empty": 1,  # device write: of nothing, to write the line back
+                "empty": 1,  # device write past the caches: of nothing, only to write the line back
                 "around": 1,  # device write: past the caches, to DRAM
                 "with_data": 1,  # Release: carries the dirty line
                 "keeps": 1,  # Release: the client stays a sharer

@@ -81,7 +81,7 @@ class NonCachedWrites(wiring.Component):
         m.d.uncore += held.eq(stays)
         with m.If(request.valid):
             m.d.uncore += last.eq(chosen)
-        connect(m, self.memory.response, flipped(self.root.response))
+        connect(m, flipped(self.memory.response), flipped(self.root.response))
 
         # Whose write is visible
         owner = self.owners.output

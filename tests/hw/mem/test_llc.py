@@ -259,8 +259,9 @@ class Device:
         self.left -= 1
         line = self.lines(r)
         if r.random() < self.writes:
-            mask = FULL if r.random() > self.partial else r.choice([0xFFFF, 0xFF << 16, r.getrandbits(64)])
-            return {"op": MemoryOp.WRITE, "line": line, "mask": mask, "data": r.getrandbits(512), "packet": 7}
+            mask = FULL if r.random() > self.partial else r.choice([0xFFFF, 0xFF << 16, r.getrandbits(64), 0])
+            data, around = r.getrandbits(512), r.random() < 0.3
+            return {"op": MemoryOp.WRITE, "line": line, "mask": mask, "data": data, "packet": 7, "around": around}
         return {"op": MemoryOp.READ, "line": line, "packet": 9}
 
     async def run(self, ctx):
