@@ -49,9 +49,14 @@ class Bench:
         return self.ctx.get(getattr(self.queue, name))
 
     @property
+    def head(self):
+        """RDH as software reads it."""
+        return self.ctx.get(self.queue.registers.rdh)
+
+    @property
     def enabled(self):
         """RXDCTL.ENABLE as software reads it."""
-        return bool(self.get("rxdctl") & REG.RXDCTL.ENABLE.mask)
+        return bool(self.ctx.get(self.queue.registers.rxdctl) & REG.RXDCTL.ENABLE.mask)
 
     async def write(self, register, value):
         """An edge at which software writes ``register``."""
@@ -76,7 +81,7 @@ class Bench:
         """One cycle."""
         ctx, queue, rng = self.ctx, self.queue, self.random
         for name in ("rdlen", "rdbah", "rdbal", "rdt", "srrctl"):
-            ctx.set(getattr(queue, name).value, getattr(self, name) & 0xFFFF_FFFF)
+            ctx.set(getattr(queue.registers, name).value, getattr(self, name) & 0xFFFF_FFFF)
         for name in ("resetting", "reset", "master"):
             ctx.set(getattr(queue, name), getattr(self, name))
         ctx.set(queue.bus.write, self._bus is not None)
@@ -161,18 +166,18 @@ def test_head():
 
     async def scenario(b):
         await b.write(REG.RDH, 6)
-        assert b.get("rdh") == 6
+        assert b.head == 6
         b.rdt = 9
         await b.enable()
-        await b.until(lambda: b.get("rdh") == 9)
+        await b.until(lambda: b.head == 9)
         assert b.taken == [0x6000, 0x7000, 0x8000]
         await b.write(REG.RDH, 3)
-        assert b.get("rdh") == 9
+        assert b.head == 9
         await b.enable(False)
         await b.until(lambda: b.get("disabled"))
         b.reset = 1
         await b.step()
-        assert b.get("rdh") == 0 and b.get("rxdctl") == 0
+        assert b.head == 0 and b.ctx.get(b.queue.registers.rxdctl) == 0
 
     Bench().run(scenario)
 
@@ -225,7 +230,7 @@ def test_error_while_running(kind):
         await b.until(lambda: b.errors)
         await b.until(lambda: not b.enabled)
         assert set(b.errors) == {kind} and b.get("failed") and b.get("disabled")
-        assert b.written == b.finished == len(b.taken) == b.get("rdh") and not b.reads
+        assert b.written == b.finished == len(b.taken) == b.head and not b.reads
 
     Bench(busy=0.8, ready=0.5).run(scenario)
 
@@ -238,7 +243,7 @@ def test_disable(seed, reset):
 
     async def scenario(b):
         for _ in range(6):
-            b.rdt = (b.get("rdh") + 11) % SIZE
+            b.rdt = (b.head + 11) % SIZE
             await b.enable()
             await b.cycles(b.random.randrange(3, 60))
             if reset:
@@ -247,7 +252,7 @@ def test_disable(seed, reset):
                 await b.enable(False)
             await b.until(lambda: not b.enabled)
             assert not b.reads, "a read is in flight"
-            assert b.written == b.finished == len(b.taken) and b.get("rdh") == b.written % SIZE
+            assert b.written == b.finished == len(b.taken) and b.head == b.written % SIZE
             b.resetting = 0
         assert b.taken == [0x1000 * (n % SIZE) for n in range(len(b.taken))] and len(b.taken) > 8
         assert not b.errors
