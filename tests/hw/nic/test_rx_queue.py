@@ -3,14 +3,13 @@
 import random
 
 import pytest
-from amaranth.hdl import ClockDomain, Module
-from amaranth.sim import Simulator
 
 from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
 from hw.config import load_machine
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ
 from hw.nic.registers import REG
 from hw.nic.rx_queue import QueueError, RxQueue
+from tests.hw.simulate import simulate
 
 BASE = 0x3456_0080
 SIZE = 16
@@ -32,18 +31,11 @@ class Bench:
         self._holding = False
 
     def run(self, scenario):
-        m = Module()
-        m.domains.nic = ClockDomain("nic", reset_less=True)
-        m.submodules.dut = self.queue
-        sim = Simulator(m)
-        sim.add_clock(1e-9, domain="nic")
-
         async def bench(ctx):
             self.ctx = ctx
             await scenario(self)
 
-        sim.add_testbench(bench)
-        sim.run()
+        simulate(self.queue, bench)
 
     def get(self, name):
         return self.ctx.get(getattr(self.queue, name))
