@@ -232,7 +232,8 @@ class Core:
 
     def new_context(self, coroutine: Coroutine[Any, Any, None], mode: Mode, parent: Context | None = None) -> Context:
         """Make a context that will run ``coroutine``; when it returns, the core goes on with ``parent``."""
-        context = self.context_class(self.port.new_context(), coroutine, mode, parent)
+        routine = self.issuer.routine(coroutine)
+        context = self.context_class(self.port.new_context(), routine, mode, parent)
         self.contexts[context.number] = context
         return context
 
@@ -291,7 +292,7 @@ class Core:
     def note(self, kind: str, **data: Any) -> None:
         """Tie a note to the next operation, which the caller queues before it waits for anything."""
         record = self.record
-        note = Note(len(record.tags), self.index, kind, data)
+        note = Note(self.issuer.next_handle(), self.index, kind, data)
         record.notes.append(note)
         if record.on_note is not None:
             record.on_note(note)
@@ -400,7 +401,8 @@ class Dispatcher:
     def _resume(self, core: Core, context: Context, value: int | bytes | None) -> None:
         """Run the coroutine until it waits."""
         record = self.record
-        before = len(record.tags)
+        next_handle = core.issuer.next_handle
+        before = next_handle()
         try:
             request = context.coroutine.send(value)
             results = context.results
@@ -410,7 +412,7 @@ class Dispatcher:
             self._settle(context, True, stop.value)
         else:
             self._settle(context, False, request)
-        after = len(record.tags)
+        after = next_handle()
         if after != before:
             context.pushed = self.batch
         if record.notes and record.notes[-1].handle >= after:

@@ -65,6 +65,14 @@ class Issuer:
         self._context = context
         return before
 
+    def next_handle(self) -> int:
+        """Handle of the operation that is queued next, by whatever core."""
+        return len(self._tags)
+
+    def routine(self, code: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        """What a context resumes to run ``code``, which :meth:`call` may need."""
+        return code
+
     def call(self, code: Coroutine[Any, Any, Any], number: int, mode: int) -> Coroutine[Any, Any, Any]:
         """Run ``code`` as function ``number``.
 

@@ -2,13 +2,13 @@
 
 from amaranth.hdl import unsigned
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import Out
+from amaranth.lib.wiring import In, Out
 
 from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tilelink import LINE_BITS, PHYSICAL_ADDRESS_WIDTH
 
 from .descriptors import PacketType
-from .registers import Register
+from .registers import REG, Register
 
 __all__ = [
     "Finished",
@@ -17,6 +17,7 @@ __all__ = [
     "MacBeat",
     "MacEvents",
     "MacStream",
+    "QueueRegisters",
     "RegisterBus",
     "RxDescriptor",
     "register_layout",
@@ -49,6 +50,26 @@ class RegisterBus(wiring.Signature):
 
     def __eq__(self, other):
         return isinstance(other, RegisterBus)
+
+
+class QueueRegisters(wiring.Signature):
+    """The registers of a receive queue, as seen from the register file: it keeps some, the queue keeps the others."""
+
+    def __init__(self):
+        super().__init__(
+            {
+                "rdbal": Out(register_layout(REG.RDBAL)),
+                "rdbah": Out(register_layout(REG.RDBAH)),
+                "rdlen": Out(register_layout(REG.RDLEN)),
+                "rdt": Out(register_layout(REG.RDT)),
+                "srrctl": Out(register_layout(REG.SRRCTL)),
+                "rdh": In(32),
+                "rxdctl": In(32),
+            }
+        )
+
+    def __eq__(self, other):
+        return isinstance(other, QueueRegisters)
 
 
 class MacEvents(data.Struct):

@@ -169,7 +169,8 @@ class MacReceive(wiring.Component):
             m.d.nic += [frame.eq(arrived), residue.eq(Array(Const(r, 32) for r in CRC_RESIDUES)[arrived_bytes])]
         self._judge(m, ended, frame, lost=self.resetting | spoiled, good_fcs=crc == residue, ours=ours, tagged=tagged)
 
-        m.d.comb += self.quiet.eq(~accept & ~move & ~due & ~arrived_valid & ~ended & (spoiled | ~self.resetting))
+        # A beat handed over needs no mention: the engine executes the edge at which it hands one over
+        m.d.comb += self.quiet.eq(~move & ~due & ~arrived_valid & ~ended & (spoiled | ~self.resetting))
         return m
 
     def _schedule(self, m, beat, idle, deadline, size):

@@ -161,12 +161,13 @@ class Nic(wiring.Component):
     def _registers(self, m: Module) -> None:
         """Connect every live register with the block that keeps it or looks at it."""
         file, mac, rx, interrupt, control = self.registers, self.mac, self.rx, self.interrupt, self.control
+        queue = rx.registers
         for block in (rx, interrupt, control):
             wiring.connect(m, block.bus, file.bus)
         looks = {
             mac: {n: n.upper() for n in ("rxctrl", "fctrl", "hlreg0", "rdrxctl", "maxfrs")}
             | {"ral": "RAL0", "rah": "RAH0"},
-            rx: {n: f"{n.upper()}0" for n in ("rdbal", "rdbah", "rdlen", "rdt", "srrctl")},
+            queue: {n: f"{n.upper()}0" for n in ("rdbal", "rdbah", "rdlen", "rdt", "srrctl")},
             interrupt: {n: n.upper() for n in ("eiac", "eiam", "gpie", "ivar_misc")},
         }
         for block, names in looks.items():
@@ -185,8 +186,8 @@ class Nic(wiring.Component):
             file.EICS.eq(interrupt.eicr),
             file.EIMS.eq(interrupt.eims),
             file.EIMC.eq(interrupt.eims),
-            file.RDH0.eq(rx.rdh),
-            file.RXDCTL0.eq(rx.rxdctl),
+            file.RDH0.eq(queue.rdh),
+            file.RXDCTL0.eq(queue.rxdctl),
             file.QPRC0.eq(rx.qprc),
             file.QBRC_L0.eq(rx.qbrc_l),
             file.QBRC_H0.eq(rx.qbrc_h),

@@ -185,6 +185,16 @@ def _flag(name: str, bit: int, doc: str = "", access: Access = Access.RW) -> Fie
     return Field(name, bit, 1, access, doc)
 
 
+def _statistic(base: int, doc: str, *, count: int = 1, stride: int = 4, per: Per = Per.ONE) -> Register:
+    """A counter that reading clears and that sticks at its largest value."""
+    return Register((Bank(base, count, stride),), "8.2.3.23", doc, Access.RC, keeper=Keeper.BLOCK, per=per)
+
+
+def _queue_statistic(base: int, doc: str) -> Register:
+    """A counter of each of the 16 queues that have statistics."""
+    return _statistic(base, doc, count=16, stride=0x40, per=Per.QUEUE)
+
+
 #: Causes of an interrupt, at the same bits in EICR, EICS, EIMS, EIMC, EIAC and EIAM.
 _CAUSES = (
     Field("RTXQ", 0, QUEUE_CAUSES, doc="receive and transmit queues, as IVAR maps them"),
@@ -477,58 +487,20 @@ class REG:
         keeper=Keeper.BLOCK,
     )
 
-    # Statistics: cleared by reading; they stick at their largest value
-    CRCERRS = Register(
-        (Bank(0x04000),), "8.2.3.23", "frames of 64 bytes or more with a bad FCS", Access.RC, keeper=Keeper.BLOCK
-    )
-    RXMPC = Register(
-        (Bank(0x03FA0, 8),), "8.2.3.23", "missed for want of packet buffer", Access.RC, keeper=Keeper.BLOCK
-    )
-    GPRC = Register(
-        (Bank(0x04074),),
-        "8.2.3.23",
-        "good frames that passed the filters, those missed for want of packet buffer included",
-        Access.RC,
-        keeper=Keeper.BLOCK,
-    )
-    GORCL = Register((Bank(0x04088),), "8.2.3.23", "bytes of good frames, 31:0", Access.RC, keeper=Keeper.BLOCK)
-    GORCH = Register((Bank(0x0408C),), "8.2.3.23", "bytes of good frames, 35:32", Access.RC, keeper=Keeper.BLOCK)
-    RUC = Register((Bank(0x040A4),), "8.2.3.23", "undersize, good FCS", Access.RC, keeper=Keeper.BLOCK)
-    RFC = Register((Bank(0x040A8),), "8.2.3.23", "fragments: undersize, bad FCS", Access.RC, keeper=Keeper.BLOCK)
-    ROC = Register((Bank(0x040AC),), "8.2.3.23", "oversize, good FCS", Access.RC, keeper=Keeper.BLOCK)
-    RJC = Register((Bank(0x040B0),), "8.2.3.23", "jabber: oversize, bad FCS", Access.RC, keeper=Keeper.BLOCK)
-    QPRC = Register(
-        (Bank(0x01030, 16, 0x40),),
-        "8.2.3.23",
-        "packets received by a queue",
-        Access.RC,
-        keeper=Keeper.BLOCK,
-        per=Per.QUEUE,
-    )
-    QBRC_L = Register(
-        (Bank(0x01034, 16, 0x40),),
-        "8.2.3.23",
-        "bytes received by a queue, 31:0",
-        Access.RC,
-        keeper=Keeper.BLOCK,
-        per=Per.QUEUE,
-    )
-    QBRC_H = Register(
-        (Bank(0x01038, 16, 0x40),),
-        "8.2.3.23",
-        "bytes received by a queue, 35:32",
-        Access.RC,
-        keeper=Keeper.BLOCK,
-        per=Per.QUEUE,
-    )
-    QPRDC = Register(
-        (Bank(0x01430, 16, 0x40),),
-        "8.2.3.23",
-        "dropped for want of a descriptor, or of an enabled queue",
-        Access.RC,
-        keeper=Keeper.BLOCK,
-        per=Per.QUEUE,
-    )
+    # Statistics
+    CRCERRS = _statistic(0x04000, "frames of 64 bytes or more with a bad FCS")
+    RXMPC = _statistic(0x03FA0, "missed for want of packet buffer", count=8)
+    GPRC = _statistic(0x04074, "good frames that passed the filters, those missed for want of packet buffer included")
+    GORCL = _statistic(0x04088, "bytes of good frames, 31:0")
+    GORCH = _statistic(0x0408C, "bytes of good frames, 35:32")
+    RUC = _statistic(0x040A4, "undersize, good FCS")
+    RFC = _statistic(0x040A8, "fragments: undersize, bad FCS")
+    ROC = _statistic(0x040AC, "oversize, good FCS")
+    RJC = _statistic(0x040B0, "jabber: oversize, bad FCS")
+    QPRC = _queue_statistic(0x01030, "packets received by a queue")
+    QBRC_L = _queue_statistic(0x01034, "bytes received by a queue, 31:0")
+    QBRC_H = _queue_statistic(0x01038, "bytes received by a queue, 35:32")
+    QPRDC = _queue_statistic(0x01430, "dropped for want of a descriptor, or of an enabled queue")
 
 
 def _registers() -> Iterator[Register]:

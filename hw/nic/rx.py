@@ -12,16 +12,13 @@ from hw.lib.probe import Counter, Probe
 
 from .descriptor_fetch import PER_LINE
 from .descriptors import DESCRIPTOR_BYTES
-from .layouts import RegisterBus, register_layout
+from .layouts import QueueRegisters, RegisterBus
 from .registers import REG
 from .rx_dma import RxDma
 from .rx_queue import QueueError, RxQueue
 from .statistics import OctetStatistic, Statistic
 
 __all__ = ["Receive"]
-
-#: Registers of a queue that the register file keeps, and those that the queue keeps.
-_QUEUE_FILE = ("RDBAL", "RDBAH", "RDLEN", "RDT", "SRRCTL")
 
 
 class Receive(wiring.Component):
@@ -32,13 +29,7 @@ class Receive(wiring.Component):
 
     packets: In(PacketStream)
     bus: In(RegisterBus())
-    rdbal: In(register_layout(REG.RDBAL))
-    rdbah: In(register_layout(REG.RDBAH))
-    rdlen: In(register_layout(REG.RDLEN))
-    rdt: In(register_layout(REG.RDT))
-    srrctl: In(register_layout(REG.SRRCTL))
-    rdh: Out(32)
-    rxdctl: Out(32)
+    registers: In(QueueRegisters())
     qprc: Out(32)
     qbrc_l: Out(32)
     qbrc_h: Out(32)
@@ -88,10 +79,8 @@ class Receive(wiring.Component):
         wiring.connect(m, dma.descriptor, queue.descriptor)
         wiring.connect(m, queue.finished, dma.finished)
         wiring.connect(m, queue.bus, wiring.flipped(self.bus))
+        wiring.connect(m, queue.registers, wiring.flipped(self.registers))
         m.d.comb += [
-            *(getattr(queue, name).eq(getattr(self, name)) for name in ("rdbal", "rdbah", "rdlen", "rdt", "srrctl")),
-            self.rdh.eq(queue.rdh),
-            self.rxdctl.eq(queue.rxdctl),
             *(part.master.eq(self.master) for part in (queue, dma)),
             *(part.resetting.eq(self.resetting) for part in (queue, dma)),
             queue.reset.eq(self.reset),
@@ -100,7 +89,7 @@ class Receive(wiring.Component):
             dma.running.eq(queue.running),
             dma.failed.eq(queue.failed),
             dma.may_drop.eq(queue.may_drop),
-            dma.buffer_kib.eq(self.srrctl.BSIZEPACKET),
+            dma.buffer_kib.eq(self.registers.srrctl.BSIZEPACKET),
             self.cause.eq(queue.write_back.done),
             self.error.eq(queue.error),
             self.disabled.eq(queue.disabled),

@@ -9,7 +9,7 @@ from hw.bus.tlp import TlpStream
 from hw.config import MachineConfig
 
 from .descriptor_fetch import INDEX_WIDTH, DescriptorFetch
-from .layouts import Finished, RegisterBus, RxDescriptor, register_layout
+from .layouts import Finished, QueueRegisters, RegisterBus, RxDescriptor, register_layout
 from .registers import REG
 from .write_back import WriteBack
 
@@ -48,13 +48,7 @@ class RxQueue(wiring.Component):
     """
 
     bus: In(RegisterBus())
-    rdbal: In(register_layout(REG.RDBAL))
-    rdbah: In(register_layout(REG.RDBAH))
-    rdlen: In(register_layout(REG.RDLEN))
-    rdt: In(register_layout(REG.RDT))
-    srrctl: In(register_layout(REG.SRRCTL))
-    rdh: Out(32)
-    rxdctl: Out(32)
+    registers: In(QueueRegisters())
     completion: In(TlpStream)
     read: Out(TlpStream)
     write_back_send: Out(TlpStream)
@@ -91,9 +85,10 @@ class RxQueue(wiring.Component):
         fault = Signal(QueueError)
 
         # Registers
+        registers = self.registers
         m.d.comb += [
-            self.rdh.eq(write_back.head),
-            self.rxdctl.eq((control.value & ~REG.RXDCTL.ENABLE.mask) | ((state != _State.DISABLED) << 25)),
+            registers.rdh.eq(write_back.head),
+            registers.rxdctl.eq((control.value & ~REG.RXDCTL.ENABLE.mask) | ((state != _State.DISABLED) << 25)),
         ]
         head_written = Signal()
         with m.If(self.bus.write & ~self.bus.table), m.Switch(self.bus.offset):
@@ -105,9 +100,9 @@ class RxQueue(wiring.Component):
         # The ring
         for part in (fetch, write_back):
             m.d.comb += [
-                part.ring.base.eq(Cat(self.rdbal.value & ((1 << 32) - RING_ALIGNMENT), self.rdbah.value)),
+                part.ring.base.eq(Cat(registers.rdbal.value & ((1 << 32) - RING_ALIGNMENT), registers.rdbah.value)),
                 part.ring.size.eq(size),
-                part.ring.tail.eq(self.rdt.TAIL),
+                part.ring.tail.eq(registers.rdt.TAIL),
             ]
         m.d.comb += [
             fetch.head.eq(write_back.head),
@@ -120,7 +115,7 @@ class RxQueue(wiring.Component):
         with m.Switch(state):
             with m.Case(_State.DISABLED):
                 with m.If(wanted):
-                    m.d.nic += [state.eq(_State.STARTING), size.eq(self.rdlen.LEN >> 4), self.failed.eq(0)]
+                    m.d.nic += [state.eq(_State.STARTING), size.eq(registers.rdlen.LEN >> 4), self.failed.eq(0)]
             with m.Case(_State.STARTING):
                 self._check_ring(m, fault, size, write_back.head)
                 m.d.comb += fetch.start.eq(fault == QueueError.NONE)
@@ -128,7 +123,7 @@ class RxQueue(wiring.Component):
             with m.Case(_State.RUNNING):
                 with m.If(fetch.error):
                     m.d.comb += fault.eq(QueueError.DESCRIPTOR)
-                with m.Elif(self.rdt.TAIL >= size):
+                with m.Elif(registers.rdt.TAIL >= size):
                     m.d.comb += fault.eq(QueueError.TAIL)
                 with m.If((fault != QueueError.NONE) | ~wanted):
                     m.d.nic += state.eq(_State.DRAINING)
@@ -145,7 +140,7 @@ class RxQueue(wiring.Component):
         m.d.comb += [
             fetch.running.eq((state == _State.RUNNING) & self.master),
             self.running.eq(state == _State.RUNNING),
-            self.may_drop.eq(self.srrctl.DROP_EN & fetch.exhausted),
+            self.may_drop.eq(registers.srrctl.DROP_EN & fetch.exhausted),
             write_back.flush.eq(self.caught_up | ((state == _State.DRAINING) & ~self.holding)),
             self.error.eq(fault != QueueError.NONE),
             self.error_kind.eq(fault),
@@ -172,13 +167,14 @@ class RxQueue(wiring.Component):
 
     def _check_ring(self, m, fault, size, head):
         """What is wrong with the registers of a queue about to start, if anything."""
-        with m.If((self.rdlen.LEN == 0) | (self.rdlen.LEN % RING_ALIGNMENT != 0)):
+        registers = self.registers
+        with m.If((registers.rdlen.LEN == 0) | (registers.rdlen.LEN % RING_ALIGNMENT != 0)):
             m.d.comb += fault.eq(QueueError.RING_LENGTH)
-        with m.Elif(self.rdbah.value >> (PHYSICAL_ADDRESS_WIDTH - 32) != 0):
+        with m.Elif(registers.rdbah.value >> (PHYSICAL_ADDRESS_WIDTH - 32) != 0):
             m.d.comb += fault.eq(QueueError.RING_BASE)
-        with m.Elif(self.srrctl.BSIZEPACKET == 0):
+        with m.Elif(registers.srrctl.BSIZEPACKET == 0):
             m.d.comb += fault.eq(QueueError.BUFFER_SIZE)
         with m.Elif(head >= size):
             m.d.comb += fault.eq(QueueError.HEAD)
-        with m.Elif(self.rdt.TAIL >= size):
+        with m.Elif(registers.rdt.TAIL >= size):
             m.d.comb += fault.eq(QueueError.TAIL)

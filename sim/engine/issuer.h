@@ -146,6 +146,8 @@ public:
         return handle;
     }
 
+    int64_t next_handle() const { return loop_.next_handle(); }
+
     void execute(uint64_t cycles, uint64_t uops) {
         if (cycles) queue(EXECUTE, 0, 0, cycles, std::min(uops, UOPS_MAX), Notify::NO);
     }
@@ -227,49 +229,23 @@ struct Issuer {
 
 IssuerState& state_of(PyObject* self) { return reinterpret_cast<Issuer*>(self)->state; }
 
-// ---- Call: a coroutine that runs as a function
+// ---- Call and Routine: coroutines that run as functions
+//
+// Calls are not nested in one another: an `await` of one hands it up to the routine, which runs it by itself and gives
+// its result back. So what an operation reads reaches the innermost function at once, however deep that is.
 
 struct Call {
     PyObject_HEAD
     PyObject* issuer;
-    PyObject* code;
+    PyObject* code;  // none once the routine has it
     uint32_t number;
     int32_t mode;  // -1: the caller's
-    uint32_t caller;  // tag
-    bool begun;
 };
 
 PySendResult call_send(PyObject* self, PyObject* value, PyObject** result) {
-    auto* call = reinterpret_cast<Call*>(self);
-    IssuerState& issuer = state_of(call->issuer);
-    if (!call->begun) {
-        call->begun = true;
-        call->caller = issuer.tag;
-        issuer.tag = (call->mode < 0 ? issuer.tag & ~FUNCTION_MASK : static_cast<uint32_t>(call->mode)) | call->number;
-        const bool charged = guarded(
-            [&] {
-                const Charge& charge = issuer.charge(call->number);
-                issuer.execute(charge.cycles, charge.uops);
-                return true;
-            },
-            false);
-        if (!charged) return PYGEN_ERROR;
-    }
-    const PySendResult status = PyIter_Send(call->code, value, result);
-    if (status == PYGEN_RETURN) issuer.tag = call->caller;
-    return status;
-}
-
-PyObject* call_throw(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    PyObject* throw_ = PyObject_GetAttrString(reinterpret_cast<Call*>(self)->code, "throw");
-    if (!throw_) return nullptr;
-    PyObject* result = PyObject_Vectorcall(throw_, args, static_cast<size_t>(count), nullptr);
-    Py_DECREF(throw_);
-    return result;
-}
-
-PyObject* call_close(PyObject* self, PyObject*) {
-    return PyObject_CallMethod(reinterpret_cast<Call*>(self)->code, "close", nullptr);
+    const bool begun = !reinterpret_cast<Call*>(self)->code;
+    *result = Py_NewRef(begun ? value : self);
+    return begun ? PYGEN_RETURN : PYGEN_NEXT;
 }
 
 int call_traverse(PyObject* self, visitproc visit, void* arg) {
@@ -290,15 +266,12 @@ void call_dealloc(PyObject* self) {
     PyObject_GC_Del(self);
 }
 
-PyMethodDef call_methods[] = {{"send", send_method<call_send>, METH_O, nullptr},
-                              {"throw", reinterpret_cast<PyCFunction>(call_throw), METH_FASTCALL, nullptr},
-                              {"close", call_close, METH_NOARGS, nullptr},
-                              {}};
+PyMethodDef call_methods[] = {{"send", send_method<call_send>, METH_O, nullptr}, {}};
 PyAsyncMethods call_async = {PyObject_SelfIter, nullptr, nullptr, call_send};
 PyTypeObject call_type = [] {
     PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
     type.tp_name = "nicscope_native.Call";
-    type.tp_doc = "A coroutine that runs as a function.";
+    type.tp_doc = "A coroutine that runs as a function, in a routine.";
     type.tp_basicsize = sizeof(Call);
     type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC;
     type.tp_dealloc = call_dealloc;
@@ -308,6 +281,131 @@ PyTypeObject call_type = [] {
     type.tp_iter = PyObject_SelfIter;
     type.tp_iternext = next_slot<call_send>;
     type.tp_methods = call_methods;
+    return type;
+}();
+
+// A coroutine of a routine, with what it was called by.
+struct Activation {
+    nb::object code;
+    nb::object issuer;  // none for the outermost, which is no call
+    uint32_t caller = 0;  // tag
+};
+
+struct Routine {
+    PyObject_HEAD
+    std::vector<Activation> stack;  // the innermost last
+};
+
+std::vector<Activation>& stack_of(PyObject* self) { return reinterpret_cast<Routine*>(self)->stack; }
+
+// Let a call run innermost; false with an exception.
+bool begin_call(std::vector<Activation>& stack, Call& call) {
+    return guarded(
+        [&] {
+            IssuerState& issuer = state_of(call.issuer);
+            const uint32_t caller = issuer.tag;
+            const uint32_t mode = call.mode < 0 ? caller & ~FUNCTION_MASK : static_cast<uint32_t>(call.mode);
+            issuer.tag = mode | call.number;
+            stack.push_back({nb::steal(std::exchange(call.code, nullptr)), nb::borrow(call.issuer), caller});
+            const Charge& charge = issuer.charge(call.number);
+            issuer.execute(charge.cycles, charge.uops);
+            return true;
+        },
+        false);
+}
+
+// Raise the current exception where a coroutine waits.
+PySendResult throw_into(PyObject* code, PyObject** result) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace) PyException_SetTraceback(error, trace);
+    *result = PyObject_CallMethod(code, "throw", "O", error);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    if (*result) return PYGEN_NEXT;
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration)) return PYGEN_ERROR;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    *result = PyObject_GetAttrString(error, "value");
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    return *result ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+PySendResult routine_send(PyObject* self, PyObject* value, PyObject** result) {
+    auto& stack = stack_of(self);
+    if (stack.empty()) {
+        PyErr_SetString(PyExc_RuntimeError, "the routine has finished");
+        return PYGEN_ERROR;
+    }
+    nb::object given = nb::borrow(value);  // invalid: an exception
+    for (;;) {
+        PyObject* const code = stack.back().code.ptr();
+        PyObject* got = nullptr;
+        const PySendResult status = given.is_valid() ? PyIter_Send(code, given.ptr(), &got) : throw_into(code, &got);
+        if (status == PYGEN_NEXT) {
+            if (!Py_IS_TYPE(got, &call_type)) {
+                *result = got;
+                return PYGEN_NEXT;
+            }
+            const nb::object call = nb::steal(got);
+            given = begin_call(stack, *reinterpret_cast<Call*>(got)) ? nb::none() : nb::object();
+            continue;
+        }
+        const Activation ended = std::move(stack.back());
+        stack.pop_back();
+        if (stack.empty()) {
+            *result = got;
+            return status;
+        }
+        if (status == PYGEN_RETURN) state_of(ended.issuer.ptr()).tag = ended.caller;
+        given = nb::steal(got);
+    }
+}
+
+int routine_traverse(PyObject* self, visitproc visit, void* arg) {
+    for (const Activation& activation : stack_of(self)) {
+        Py_VISIT(activation.code.ptr());
+        Py_VISIT(activation.issuer.ptr());
+    }
+    return 0;
+}
+
+// Abandoned: the innermost ends first.
+int routine_clear(PyObject* self) {
+    auto& stack = stack_of(self);
+    while (!stack.empty()) {
+        const Activation ended = std::move(stack.back());
+        stack.pop_back();
+    }
+    return 0;
+}
+
+void routine_dealloc(PyObject* self) {
+    PyObject_GC_UnTrack(self);
+    routine_clear(self);
+    std::destroy_at(&stack_of(self));
+    PyObject_GC_Del(self);
+}
+
+PyMethodDef routine_methods[] = {{"send", send_method<routine_send>, METH_O, nullptr}, {}};
+PyAsyncMethods routine_async = {PyObject_SelfIter, nullptr, nullptr, routine_send};
+PyTypeObject routine_type = [] {
+    PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+    type.tp_name = "nicscope_native.Routine";
+    type.tp_doc = "What a context runs: a coroutine and the functions it is in.";
+    type.tp_basicsize = sizeof(Routine);
+    type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC;
+    type.tp_dealloc = routine_dealloc;
+    type.tp_traverse = routine_traverse;
+    type.tp_clear = routine_clear;
+    type.tp_as_async = &routine_async;
+    type.tp_iter = PyObject_SelfIter;
+    type.tp_iternext = next_slot<routine_send>;
+    type.tp_methods = routine_methods;
     return type;
 }();
 
@@ -418,6 +516,10 @@ PyObject* issuer_wait(IssuerState& issuer, Arguments args, Py_ssize_t) {
     return make_pending(issuer.queue(static_cast<Kind>(signed_of(args[0])), 0, 0, 0, 0, Notify::YES));
 }
 
+PyObject* issuer_next_handle(IssuerState& issuer, Arguments, Py_ssize_t) {
+    return PyLong_FromLongLong(issuer.next_handle());
+}
+
 PyObject* issuer_call(PyObject* self, Arguments args, Py_ssize_t count) {
     if (count != 3) {
         PyErr_SetString(PyExc_TypeError, "call takes a coroutine, a number and a mode");
@@ -431,9 +533,16 @@ PyObject* issuer_call(PyObject* self, Arguments args, Py_ssize_t count) {
     call->code = Py_NewRef(args[0]);
     call->number = static_cast<uint32_t>(number);
     call->mode = static_cast<int32_t>(mode);
-    call->begun = false;
     PyObject_GC_Track(call);
     return reinterpret_cast<PyObject*>(call);
+}
+
+PyObject* issuer_routine(IssuerState&, Arguments args, Py_ssize_t) {
+    auto* routine = PyObject_GC_New(Routine, &routine_type);
+    if (!routine) return nullptr;
+    new (&routine->stack) std::vector<Activation>{{nb::borrow(args[0]), {}}};
+    PyObject_GC_Track(routine);
+    return reinterpret_cast<PyObject*>(routine);
 }
 
 #define ISSUER_METHOD(name, least, most) \
@@ -455,6 +564,8 @@ PyMethodDef issuer_methods[] = {
     ISSUER_METHOD(execute, 1, 2),
     ISSUER_METHOD(plain, 1, 1),
     ISSUER_METHOD(wait, 1, 1),
+    ISSUER_METHOD(next_handle, 0, 0),
+    ISSUER_METHOD(routine, 1, 1),
     {"call", reinterpret_cast<PyCFunction>(issuer_call), METH_FASTCALL, nullptr},
     {},
 };
@@ -486,7 +597,7 @@ nb::object make_issuer(nb::object engine, nb::dict costs, nb::list functions) {
 }
 
 void ready_types() {
-    for (PyTypeObject* type : {&pending_type, &call_type, &issuer_type})
+    for (PyTypeObject* type : {&pending_type, &call_type, &routine_type, &issuer_type})
         if (PyType_Ready(type) < 0) throw nb::python_error();
 }
 

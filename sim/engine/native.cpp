@@ -5,6 +5,7 @@
 // its ports, constants describe the machine.
 
 #include <nanobind/nanobind.h>
+#include <structmember.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -378,7 +379,7 @@ public:
         context.waiting += notify != Notify::NO;
         context.due = true;
         if (notify == Notify::GROUP) join(context.groups.back(), op);
-        if (context.core >= 0 && context.queue.size() == 1) cores_[context.core].changed = true;
+        if (context.core >= 0 && context.queue.size() == 1) change(cores_[context.core]);
         return op.handle;
     }
 
@@ -484,6 +485,9 @@ public:
 
     // ---- Results
 
+    // Handle of the operation to be queued next.
+    int64_t next_handle() const { return static_cast<int64_t>(complete_.size()); }
+
     // The tag of the operation queued last, see issuer.h.
     void tag(uint16_t tag) { tags_.push_back(tag); }
 
@@ -553,6 +557,9 @@ private:
 
     // ---- Software's side
 
+    // Something has become of what this core draws from.
+    void change(Core& core) { core.changed = unsettled_ = true; }
+
     Context& find(int number) {
         if (number < 0 || number >= static_cast<int>(contexts_.size()) || !contexts_[number]->alive)
             refuse("there is no context " + std::to_string(number));
@@ -562,7 +569,7 @@ private:
     void leave(Core& core) {
         if (core.context >= 0) contexts_[core.context]->core = -1;
         core.context = -1;
-        core.changed = true;
+        change(core);
     }
 
     static void fill_data(Operation& op, nb::handle data) {
@@ -594,6 +601,7 @@ private:
     // Decide what each core is offered from its next edge on. Only between steps, so that what happens on one core
     // reaches another no earlier than at a later tick.
     void offer() {
+        unsettled_ = false;
         for (Core& core : cores_) {
             if (!core.changed) continue;
             core.changed = false;
@@ -607,7 +615,7 @@ private:
                               (op->after >= 0 && !complete_[op->after] && in_flight(core, op->after) < 0);
             if (hold) {
                 core.offered = false;
-                core.changed = true;
+                change(core);
             } else if (core.held) {
                 core.since = tick_;
             }
@@ -625,25 +633,32 @@ private:
             const bool told = std::any_of(wakes_.begin(), wakes_.end(), [number](const Wake& wake) {
                 return wake.kind == COMPLETION && wake.context == number;
             });
-            if (told) continue;
+            if (told) {
+                unsettled_ = true;
+                continue;
+            }
             context.due = false;
             wakes_.push_back({EMPTY, static_cast<int>(i), number, 0});
         }
+    }
+
+    void settle() {
+        if (!unsettled_) return;
+        offer();
+        if (!replaying_) raise_empty();
     }
 
     // ---- Steps
 
     void advance(Tick until) {
         unsigned steps = 0;
-        offer();
-        if (!replaying_) raise_empty();
+        settle();
         while (wakes_.empty()) {
             uint32_t due = 0;
             const Tick at = choose(until, due);
             if (!due) return;
             step(at, due);
-            offer();
-            if (!replaying_) raise_empty();
+            settle();
             if ((++steps & 0xFFFF) == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
         }
     }
@@ -805,6 +820,7 @@ private:
 
     void finish(Wake wake) {
         --contexts_[wake.context]->waiting;
+        unsettled_ = true;
         wakes_.push_back(std::move(wake));
     }
 
@@ -840,6 +856,7 @@ private:
             std::memcpy(group.bytes.data() + group.places[place].first, data, flight.size);
         if (--group.left) {
             --context.waiting;
+            unsettled_ = true;
             return false;
         }
         wake.data = told(group, wake.value);
@@ -916,7 +933,7 @@ private:
         core.flight[core.next_id++] = {op->handle, op->context, op->cycles, op->uops,
                                        op->kind,   op->size,    notify,     completes(op->kind)};
         core.offered = false;
-        core.changed = true;
+        change(core);
         core.last_issued = false;
         if (replaying_) {
             ++core.next;
@@ -996,11 +1013,23 @@ private:
         return result;
     }
 
-    // A sw.core.Context and two of its attributes. Never kept: it refers to the engine.
+    // A sw.core.Context, two of its attributes and where it keeps a third. Never kept: it refers to the engine.
     struct Software {
         int number;
         nb::object context, coroutine, results;
+        PyObject** waiting;
     };
+
+    static Software software_of(int number, const nb::dict& contexts) {
+        nb::object context = contexts[nb::int_(number)];
+        nb::object coroutine = context.attr("coroutine"), results = context.attr("results");
+        // A slot: read and written in place.
+        const nb::object slot = nb::object(context.type().attr("waiting"));
+        if (!Py_IS_TYPE(slot.ptr(), &PyMemberDescr_Type)) refuse("a context must have a slot called waiting");
+        const Py_ssize_t offset = reinterpret_cast<PyMemberDescrObject*>(slot.ptr())->d_member->offset;
+        auto** waiting = reinterpret_cast<PyObject**>(reinterpret_cast<char*>(context.ptr()) + offset);
+        return {number, std::move(context), std::move(coroutine), std::move(results), waiting};
+    }
 
     // Give a coroutine what it waits for, and note what it waits for next; false if this is not such a wake.
     bool resume(const Wake& wake, const nb::dict& contexts, const nb::object& settle, std::vector<Software>& known) {
@@ -1008,12 +1037,11 @@ private:
         auto found = std::find_if(known.begin(), known.end(),
                                   [&](const Software& software) { return software.number == wake.context; });
         if (found == known.end()) {
-            const nb::object context = contexts[nb::int_(wake.context)];
-            known.push_back({wake.context, context, context.attr("coroutine"), context.attr("results")});
+            known.push_back(software_of(wake.context, contexts));
             found = std::prev(known.end());
         }
-        const auto& [number, context, coroutine, results] = *found;
-        if (PyLong_AsLongLong(nb::object(context.attr(waiting_)).ptr()) != wake.value) return false;
+        const auto& [number, context, coroutine, results, waiting] = *found;
+        if (PyLong_AsLongLong(*waiting) != wake.value) return false;
 
         nb::object value = wake.data.is_valid() ? wake.data : nb::steal(PyLong_FromLong(0));
         for (;;) {
@@ -1028,7 +1056,7 @@ private:
             // It may have been there already.
             PyObject* there = PyDict_GET_SIZE(results.ptr()) ? PyDict_GetItemWithError(results.ptr(), request) : nullptr;
             if (!there) {
-                if (PyObject_SetAttr(context.ptr(), waiting_.ptr(), request) < 0) throw nb::python_error();
+                Py_SETREF(*waiting, Py_NewRef(request));
                 return true;
             }
             value = nb::borrow(there);
@@ -1059,12 +1087,12 @@ private:
     Model model_;
     nb::object wake_;  // sw.port.Wake
     nb::list kinds_;   // the members of sw.port.WakeKind
-    nb::object waiting_ = nb::steal(PyUnicode_InternFromString("waiting"));
     Jump jump_;
     Random random_;
     bool record_;
     bool profile_;
     bool replaying_ = false;
+    bool unsettled_ = true;  // what cores are offered, or whether they have run empty, may have changed
 
     Tick tick_ = -1;  // of the last step
     std::array<Tick, DOMAINS> next_tick_ = {};

@@ -99,12 +99,15 @@ def test_quiet(domain, crossings, monkeypatch):
         yield from crossing_invariants(crossings)
         yield from dram_invariants(dut.machine.dram)
 
-    offered = [host.operation.valid & host.operation.ready for host in dut.machine.host]
+    handed_over = {
+        "core0": [host.operation.valid & host.operation.ready for host in dut.machine.host],
+        "nic": [dut.wire.valid & dut.wire.ready],
+    }
     is_core = domain == "core0"
     prove_quiet(
         dut,
         domain=domain,
-        idle_inputs=offered if is_core else (),
+        idle_inputs=handed_over.get(domain, ()),
         invariants=invariants(),
         cover_depth=8 if is_core else None,
         planted={"forgets the crossings": core.quiet} if is_core else None,

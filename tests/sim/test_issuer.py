@@ -160,17 +160,29 @@ def test_an_exception_goes_through_functions(build):
         await core.fence()
         raise LookupError("from below")
 
-    async def software(core, seen):
-        with pytest.raises(LookupError, match="from below"):
+    @function()
+    async def middle(core):
+        await leaf(core)
+
+    @function()
+    async def lost(core):
+        try:
             await leaf(core)
+        except LookupError:
+            return core.index
+
+    async def software(core, seen):
+        with pytest.raises(LookupError, match="from below") as error:
+            await middle(core)
+        assert [entry.name for entry in error.traceback] == ["software", "middle", "leaf"]
         core.sti()
-        seen.append(core.index)
+        seen.append(await lost(core))
 
     assert sorted(run(build, software, False)[0]) == [0, 1]
 
 
 def test_what_is_awaited_can_be_driven_by_hand(build):
-    """As a debugger's tracing does, and what ends a run in the middle."""
+    """As the dispatcher does when it is not the engine that resumes."""
     engine = NativeEngine(build)
     core = Core(0, engine, Record(), COSTS)
     context = core.new_context(None, Mode.USER)
@@ -180,25 +192,41 @@ def test_what_is_awaited_can_be_driven_by_hand(build):
     async def leaf(core):
         return await core.load(BASE, 8)
 
-    waiting = leaf(core)
+    async def software(core):
+        return await leaf(core)
+
+    waiting = core.issuer.routine(software(core))
     assert next(iter(waiting)) == 1  # behind the charge of the function
     with pytest.raises(StopIteration) as stop:
         waiting.send((5,))
     assert stop.value.value == (5,)
-
-    waiting = leaf(core)
-    assert waiting.send(None) == 3
-    with pytest.raises(LookupError):
-        waiting.throw(LookupError("thrown in"))
-    waiting = leaf(core)
-    waiting.send(None)
-    waiting.close()
+    with pytest.raises(RuntimeError, match="finished"):
+        waiting.send(None)
 
     loaded = core.load(BASE, 8)
-    assert next(loaded) == 6
+    assert next(loaded) == 2
     with pytest.raises(StopIteration) as stop:
         loaded.send(7)
     assert stop.value.value == 7
+
+
+def test_what_is_abandoned_ends_from_the_innermost_on(build):
+    engine = NativeEngine(build)
+    core = Core(0, engine, Record(), COSTS)
+    core._enter(core.new_context(None, Mode.USER))
+    ended = []
+
+    @function()
+    async def leaf(core, depth):
+        try:
+            await (leaf(core, depth - 1) if depth else core.fence())
+        finally:
+            ended.append(depth)
+
+    waiting = core.issuer.routine(leaf(core, 2))
+    waiting.send(None)
+    del waiting
+    assert ended == [0, 1, 2]
 
 
 def test_software_does_not_outlive_its_engine(build):

@@ -76,22 +76,30 @@ async def observe_meddled(engine, *, meddle, **arguments):
     return await observe(Meddled(engine, meddle), **arguments)
 
 
-async def both_cores(engine, *, meddle=None):
-    """Both cores compute, core 0 receives as well, up to a fixed tick."""
-    delivered = []
-    engine = engine if meddle is None else Meddled(engine, meddle)
-    system = System(
+def small_system(engine, **options):
+    """The software of two cores, with little room for packets."""
+    return System(
         engine,
         2,
         1 << 20,
         load_costs(),
         mac=HOST_MAC,
         addresses=[HOST_IP.packed],
-        ports=PORTS,
-        compute=(0, 1),
         ring_size=32,
         rcvbuf=16_384,
         netdev_budget=64,
+        **options,
+    )
+
+
+async def both_cores(engine, *, meddle=None):
+    """Both cores compute, core 0 receives as well, up to a fixed tick."""
+    delivered = []
+    engine = engine if meddle is None else Meddled(engine, meddle)
+    system = small_system(
+        engine,
+        ports=PORTS,
+        compute=(0, 1),
         on_note=lambda note: delivered.append(note.handle) if note.kind == "delivered" else None,
     )
     await system.boot()
@@ -135,18 +143,7 @@ async def beginning(engine, *, until=BEGINNING):
         RuntimeError: when the machine comes to rest.
     """
     machine = load_machine("tiny")
-    ended = _Until(engine, until)
-    system = System(
-        ended,
-        2,
-        1 << 20,
-        load_costs(),
-        mac=HOST_MAC,
-        addresses=[HOST_IP.packed],
-        ring_size=32,
-        rcvbuf=16_384,
-        netdev_budget=64,
-    )
+    system = small_system(_Until(engine, until))
     engine.push_frame(mixed_frames()[0][1], 1, 100)
     assert machine.ticks_per_second == TICKS_PER_NS * 10**9
     try:

@@ -3,20 +3,9 @@
 import random
 
 import pytest
-from amaranth.hdl import ClockDomain, Module
-from amaranth.sim import Simulator
 
 from hw.lib.ram import RAM
-
-
-def simulate(ram, bench):
-    m = Module()
-    m.domains.uncore = ClockDomain("uncore", reset_less=True)
-    m.submodules.dut = ram
-    sim = Simulator(m)
-    sim.add_clock(1e-9, domain="uncore")
-    sim.add_testbench(bench)
-    sim.run()
+from tests.hw.simulate import simulate
 
 
 @pytest.mark.parametrize(
@@ -50,7 +39,7 @@ def test_random(width, depth, lanes):
             assert ctx.get(ram.read_data) == expected
         assert clashes > 20
 
-    simulate(ram, bench)
+    simulate(ram, bench, domain="uncore")
 
 
 def test_same_edge():
@@ -77,7 +66,7 @@ def test_same_edge():
         await ctx.tick("uncore")
         assert ctx.get(ram.read_data) == 0xAB34
 
-    simulate(ram, bench)
+    simulate(ram, bench, domain="uncore")
 
 
 @pytest.mark.parametrize(

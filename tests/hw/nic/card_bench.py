@@ -5,8 +5,7 @@ import zlib
 from collections import deque
 from dataclasses import dataclass
 
-from amaranth.hdl import Cat, ClockDomain, Module, Signal
-from amaranth.sim import Simulator
+from amaranth.hdl import Cat
 
 from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
 from hw.bus.wire import FrameBeat
@@ -18,6 +17,7 @@ from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
 from hw.nic.drop import DropReason
 from hw.nic.nic import Nic
 from hw.nic.registers import REG, STATION_ADDRESS, msix_entry
+from tests.hw.simulate import simulate
 
 BROADCAST = b"\xff" * 6
 MEMORY_BYTES = 1 << 20
@@ -224,14 +224,6 @@ class CardBench:
 
     def run(self, scenario):
         """Run ``scenario(bench)`` to its end."""
-        m = Module()
-        m.domains.nic = ClockDomain("nic", reset_less=True)
-        m.submodules.card = self.card
-        now = Signal(48)
-        m.d.nic += now.eq(now + 1)
-        m.d.comb += self.card.now.eq(now)
-        sim = Simulator(m)
-        sim.add_clock(1e-9, domain="nic")
 
         async def surroundings(ctx):
             while True:
@@ -243,9 +235,7 @@ class CardBench:
             self._ctx = ctx
             await scenario(self)
 
-        sim.add_testbench(surroundings, background=True)
-        sim.add_testbench(test)
-        sim.run()
+        simulate(self.card, test, background=surroundings)
         return self
 
     def _cycle(self, ctx):

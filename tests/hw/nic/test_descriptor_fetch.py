@@ -3,26 +3,15 @@
 import random
 
 import pytest
-from amaranth.hdl import ClockDomain, Module
-from amaranth.sim import Simulator
 
 from hw.bus.tilelink import PHYSICAL_ADDRESS_WIDTH
 from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
 from hw.nic.descriptor_fetch import PER_LINE, DescriptorFetch
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ
+from tests.hw.simulate import simulate
 
 BASE = 0x12_3456_0080
 LINE = PER_LINE * DESCRIPTOR_BYTES
-
-
-def simulate(component, bench):
-    m = Module()
-    m.domains.nic = ClockDomain("nic", reset_less=True)
-    m.submodules.dut = component
-    sim = Simulator(m)
-    sim.add_clock(1e-9, domain="nic")
-    sim.add_testbench(bench)
-    sim.run()
 
 
 def completion(address, buffers, tag, *, status=TlpStatus.SUCCESS, others=0):

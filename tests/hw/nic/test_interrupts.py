@@ -1,12 +1,11 @@
 """Interrupts: masks, moderation to the cycle, automatic clearing and masking, the MSI-X table."""
 
 import pytest
-from amaranth.hdl import ClockDomain, Module, Signal
-from amaranth.sim import Simulator
 
 from hw.config import load_machine
 from hw.nic.interrupts import Interrupts
 from hw.nic.registers import MSIX_PBA, REG, msix_entry
+from tests.hw.simulate import simulate
 
 #: Cycles of 500 MHz in 2.048 us.
 UNIT = 1024
@@ -57,13 +56,6 @@ class Bench:
         self.ctx.set(self.dut.other_causes, 0)
 
     def run(self, scenario, **registers):
-        m = Module()
-        m.domains.nic = ClockDomain("nic", reset_less=True)
-        m.submodules.dut = self.dut
-        now = Signal(48)
-        m.d.nic += now.eq(now + 1)
-        m.d.comb += self.dut.now.eq(now)
-
         async def bench(ctx):
             self.ctx, dut = ctx, self.dut
             ctx.set(dut.send.ready, 1)
@@ -80,10 +72,7 @@ class Bench:
             await self.write(REG.EIMS.offset(), registers.get("eims", 0xFFFF_FFFF))
             await scenario(self)
 
-        sim = Simulator(m)
-        sim.add_clock(1e-9, domain="nic")
-        sim.add_testbench(bench)
-        sim.run()
+        simulate(self.dut, bench)
 
     def vectors(self):
         return [message[3] for message in self.messages]

@@ -7,7 +7,6 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
-from amaranth.hdl import ClockDomain, Module, Signal
 from amaranth.sim import Simulator
 
 from hw.bus.wire import FrameBeat
@@ -17,6 +16,7 @@ from hw.nic.drop import DropReason
 from hw.nic.mac import MacReceive
 from hw.nic.registers import REG, STATION_ADDRESS
 from tests.hw.nic.card_bench import BROADCAST, frame, frame_beats
+from tests.hw.simulate import simulate
 
 ON = {
     "rxctrl": 1,
@@ -69,16 +69,7 @@ def run(frames, *settings, registers=None, valid=1.0, reset_at=()):
             await ctx.tick("nic")
             cycle += 1
 
-    m = Module()
-    m.domains.nic = ClockDomain("nic", reset_less=True)
-    m.submodules.mac = mac
-    now = Signal(48)
-    m.d.nic += now.eq(now + 1)
-    m.d.comb += mac.now.eq(now)
-    sim = Simulator(m)
-    sim.add_clock(1e-9, domain="nic")
-    sim.add_testbench(bench)
-    sim.run()
+    simulate(mac, bench)
     return arrivals, packets, drops, events
 
 

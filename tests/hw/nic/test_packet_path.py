@@ -5,24 +5,13 @@ from collections import deque
 from itertools import pairwise
 
 import pytest
-from amaranth.hdl import ClockDomain, Module
-from amaranth.sim import Simulator
 
 from hw.bus.tlp import TlpBeat
 from hw.nic.drop import DropReason
 from hw.nic.packet_buffer import PacketBuffer
 from hw.nic.payload_writer import PayloadWriter
 from hw.nic.tlp_arbiter import TlpArbiter
-
-
-def simulate(component, bench):
-    m = Module()
-    m.domains.nic = ClockDomain("nic", reset_less=True)
-    m.submodules.dut = component
-    sim = Simulator(m)
-    sim.add_clock(1e-9, domain="nic")
-    sim.add_testbench(bench)
-    sim.run()
+from tests.hw.simulate import simulate
 
 
 def chunks(raw):

@@ -3,28 +3,17 @@
 import random
 
 import pytest
-from amaranth.hdl import ClockDomain, Module
-from amaranth.sim import Simulator
 
 from hw.bus.tlp import TlpType
 from hw.config import load_machine
 from hw.nic.drop import DropReason
 from hw.nic.rx_dma import RxDma
+from tests.hw.simulate import simulate
 
 MACS = bytes(12)
 UDP = MACS + b"\x08\x00\x45" + bytes(8) + b"\x11"
 OTHER = MACS + b"\x12\x34"
 KIB = 1024
-
-
-def simulate(component, bench):
-    m = Module()
-    m.domains.nic = ClockDomain("nic", reset_less=True)
-    m.submodules.dut = component
-    sim = Simulator(m)
-    sim.add_clock(1e-9, domain="nic")
-    sim.add_testbench(bench)
-    sim.run()
 
 
 def payload(rng, size, header=OTHER):

@@ -3,14 +3,13 @@
 import random
 
 import pytest
-from amaranth.hdl import ClockDomain, Module
-from amaranth.sim import Simulator
 
 from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
 from hw.config import load_machine
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ
 from hw.nic.registers import REG
 from hw.nic.rx_queue import QueueError, RxQueue
+from tests.hw.simulate import simulate
 
 BASE = 0x3456_0080
 SIZE = 16
@@ -32,26 +31,24 @@ class Bench:
         self._holding = False
 
     def run(self, scenario):
-        m = Module()
-        m.domains.nic = ClockDomain("nic", reset_less=True)
-        m.submodules.dut = self.queue
-        sim = Simulator(m)
-        sim.add_clock(1e-9, domain="nic")
-
         async def bench(ctx):
             self.ctx = ctx
             await scenario(self)
 
-        sim.add_testbench(bench)
-        sim.run()
+        simulate(self.queue, bench)
 
     def get(self, name):
         return self.ctx.get(getattr(self.queue, name))
 
     @property
+    def head(self):
+        """RDH as software reads it."""
+        return self.ctx.get(self.queue.registers.rdh)
+
+    @property
     def enabled(self):
         """RXDCTL.ENABLE as software reads it."""
-        return bool(self.get("rxdctl") & REG.RXDCTL.ENABLE.mask)
+        return bool(self.ctx.get(self.queue.registers.rxdctl) & REG.RXDCTL.ENABLE.mask)
 
     async def write(self, register, value):
         """An edge at which software writes ``register``."""
@@ -76,7 +73,7 @@ class Bench:
         """One cycle."""
         ctx, queue, rng = self.ctx, self.queue, self.random
         for name in ("rdlen", "rdbah", "rdbal", "rdt", "srrctl"):
-            ctx.set(getattr(queue, name).value, getattr(self, name) & 0xFFFF_FFFF)
+            ctx.set(getattr(queue.registers, name).value, getattr(self, name) & 0xFFFF_FFFF)
         for name in ("resetting", "reset", "master"):
             ctx.set(getattr(queue, name), getattr(self, name))
         ctx.set(queue.bus.write, self._bus is not None)
@@ -161,18 +158,18 @@ def test_head():
 
     async def scenario(b):
         await b.write(REG.RDH, 6)
-        assert b.get("rdh") == 6
+        assert b.head == 6
         b.rdt = 9
         await b.enable()
-        await b.until(lambda: b.get("rdh") == 9)
+        await b.until(lambda: b.head == 9)
         assert b.taken == [0x6000, 0x7000, 0x8000]
         await b.write(REG.RDH, 3)
-        assert b.get("rdh") == 9
+        assert b.head == 9
         await b.enable(False)
         await b.until(lambda: b.get("disabled"))
         b.reset = 1
         await b.step()
-        assert b.get("rdh") == 0 and b.get("rxdctl") == 0
+        assert b.head == 0 and b.ctx.get(b.queue.registers.rxdctl) == 0
 
     Bench().run(scenario)
 
@@ -225,7 +222,7 @@ def test_error_while_running(kind):
         await b.until(lambda: b.errors)
         await b.until(lambda: not b.enabled)
         assert set(b.errors) == {kind} and b.get("failed") and b.get("disabled")
-        assert b.written == b.finished == len(b.taken) == b.get("rdh") and not b.reads
+        assert b.written == b.finished == len(b.taken) == b.head and not b.reads
 
     Bench(busy=0.8, ready=0.5).run(scenario)
 
@@ -238,7 +235,7 @@ def test_disable(seed, reset):
 
     async def scenario(b):
         for _ in range(6):
-            b.rdt = (b.get("rdh") + 11) % SIZE
+            b.rdt = (b.head + 11) % SIZE
             await b.enable()
             await b.cycles(b.random.randrange(3, 60))
             if reset:
@@ -247,7 +244,7 @@ def test_disable(seed, reset):
                 await b.enable(False)
             await b.until(lambda: not b.enabled)
             assert not b.reads, "a read is in flight"
-            assert b.written == b.finished == len(b.taken) and b.get("rdh") == b.written % SIZE
+            assert b.written == b.finished == len(b.taken) and b.head == b.written % SIZE
             b.resetting = 0
         assert b.taken == [0x1000 * (n % SIZE) for n in range(len(b.taken))] and len(b.taken) > 8
         assert not b.errors

@@ -2,21 +2,9 @@
 
 import random
 
-from amaranth.hdl import ClockDomain, Module
-from amaranth.sim import Simulator
-
 from hw.nic.registers import REG
 from hw.nic.statistics import OctetStatistic, Statistic
-
-
-def simulate(component, bench):
-    m = Module()
-    m.domains.nic = ClockDomain("nic", reset_less=True)
-    m.submodules.dut = component
-    sim = Simulator(m)
-    sim.add_clock(1e-9, domain="nic")
-    sim.add_testbench(bench)
-    sim.run()
+from tests.hw.simulate import simulate
 
 
 def access(ctx, bus, offset=None, *, write=False, table=False):

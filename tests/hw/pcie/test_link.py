@@ -18,6 +18,7 @@ from hw.pcie.direction import LinkDirection
 from hw.pcie.link import Link
 from hw.pcie.queue import Queue
 from hw.pcie.receive_queue import ReceiveQueue
+from tests.hw.simulate import simulate
 
 MWR, MRD, CPL = TlpType.MEMORY_WRITE, TlpType.MEMORY_READ, TlpType.COMPLETION
 
@@ -344,10 +345,6 @@ def test_both_directions():
     """What an end sends, the other receives."""
     config = load_machine("tiny")
     link = Link(config)
-    m = Module()
-    m.domains.nic = ClockDomain(reset_less=True)
-    m.submodules.link = link
-    m.d.nic += link.now.eq(link.now + 1)
     tlps = [Tlp(MWR, packet=1), Tlp(MRD, packet=2)]
     got = {}
 
@@ -367,10 +364,7 @@ def test_both_directions():
                 ctx.set(end.send.valid, 0)
         assert ctx.get(link.quiet)
 
-    simulator = Simulator(m)
-    simulator.add_clock(2e-9, domain="nic")
-    simulator.add_testbench(testbench)
-    simulator.run()
+    simulate(link, testbench)
     assert got == {1: (one_way(tlps[0], config), 1), 2: (one_way(tlps[1], config), 2)}
 
 
