@@ -229,7 +229,7 @@ class LlcConfig:
     snoop_filter_ways: int
 
     def __post_init__(self):
-        _power_of_two("llc.size_kib", self.size_kib)
+        _between("llc.size_kib", self.size_kib, 1, 65536)
         _between("llc.ways", self.ways, 1, 32)
         lines = self.size_kib * 1024 // LINE_BYTES
         _require(lines % self.ways == 0, f"llc.ways must divide the {lines} lines of llc.size_kib, not {self.ways}")

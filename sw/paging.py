@@ -1,7 +1,7 @@
 """Page tables of x86-64, four levels, as software writes them to memory.
 
-Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, section 4.5. Every page is mapped to the frame of
-its own number: virtual addresses below 2^40 are the physical ones, and bits 47:40 only choose which tables describe
+Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, section 4.5. Every page is mapped to the frame
+of its own number: virtual addresses below 2^40 are the physical ones, and bits 47:40 only choose which tables describe
 an address (docs/core.md). :data:`REGIONS` says which page size the kernel of this model uses where.
 """
 
