@@ -112,7 +112,7 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
 def bench(machine, settings, quick, as_json):
     """Measure the simulator: native engine against the bare model and against cocotb."""
-    from sim.bench import BenchError, print_figures, speed
+    from sim.bench.speed import BenchError, print_figures, speed
 
     console = Console(stderr=as_json)
     try:

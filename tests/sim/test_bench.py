@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hw.config import load_machine
-from sim import bench
+from sim.bench import speed as bench
 from sim.build.design import Design
 from sim.build.native import build_native
 

@@ -1,10 +1,9 @@
 """A driver for the card in a few lines, on bare metal: one ring of advanced descriptors, found done by polling."""
 
-from bare_metal import BareMetal
-
 from hw.memory_map import BAR3_BASE, MSI_BASE
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ
 from hw.nic.registers import REG, Register, msix_entry
+from sim.bare_metal import BareMetal
 
 __all__ = ["CardDriver"]
 

@@ -1,18 +1,17 @@
 """Litmus tests of the memory model: programs, what x86-TSO allows, and how a machine is asked.
 
 The model is the abstract machine of Sewell, Sarkar, Owens, Zappa Nardelli and Myreen, "x86-TSO: a rigorous and usable
-programmer's model for x86 multiprocessors", CACM 53 (2010): a first-in, first-out store buffer per thread before one memory,
-explored exhaustively.
+programmer's model for x86 multiprocessors", CACM 53 (2010): a first-in, first-out store buffer per thread before one
+memory, explored exhaustively.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bare_metal import BareMetal
-
 from hw.bus.core import AtomicFunction
 from hw.bus.tilelink import LINE_BYTES
+from sim.bare_metal import BareMetal
 
 __all__ = ["LITMUS", "Exchange", "Fence", "Litmus", "Read", "Runner", "Write", "allowed"]
 
@@ -158,8 +157,8 @@ def _steps(threads, places, buffers, memory, registers) -> Iterator[tuple]:
 class Runner:
     """Runs litmus tests on the cores of a machine, over and over, each time with other timings.
 
-    What is drawn anew each time: which thread runs on which core, where the variables lie (on one line or several, of one set
-    of the caches or of different ones), who has their lines, delays before and between the instructions.
+    What is drawn anew each time: which thread runs on which core, where the variables lie (on one line or several, of
+    one set of the caches or of different ones), who has their lines, delays before and between the instructions.
     """
 
     def __init__(self, bench: BareMetal, rng: random.Random, lines: list[int]):
@@ -236,11 +235,6 @@ class Runner:
 
     def _settle(self) -> dict[int, int]:
         """Let every core do all it has, stores visible; the values that came, by handle."""
-        bench = self.bench
-        bench.values.clear()
-        for core in range(bench.cores):
-            bench.fence(core)
-        left = set(range(bench.cores))
-        while left:
-            left -= set(bench.run(*left))
-        return dict(bench.values)
+        self.bench.values.clear()
+        self.bench.settle()
+        return dict(self.bench.values)

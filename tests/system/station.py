@@ -3,13 +3,13 @@
 import random
 from collections import Counter, defaultdict
 
-from bare_metal import BareMetal
 from card_driver import CardDriver
 
 from hw.config import INTER_FRAME_GAP_BYTES, PREAMBLE_BYTES, MachineConfig
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_WRITE_BACK
 from hw.nic.drop import DropReason
 from hw.nic.registers import STATION_ADDRESS
+from sim.bare_metal import BareMetal
 from sim.build.design import Design
 from sim.build.native import build_native
 from sim.engine.native import NativeEngine

@@ -3,11 +3,10 @@
 import math
 from fractions import Fraction
 
-from bare_metal import BareMetal
-
 from hw.bus.core import OperationKind as K
 from hw.bus.tilelink import LINE_BYTES
 from hw.config import MachineConfig
+from sim.bare_metal import BareMetal
 from sim.engine.native import NativeEngine
 
 __all__ = ["REST", "Difference", "Stopwatch"]

@@ -30,11 +30,12 @@ HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from bare_metal import BareMetal, Stuck  # noqa: E402
 from card_driver import CardDriver  # noqa: E402
 from coherence import DEVICE, Access, Shadow  # noqa: E402
 from dma_machine import Fault, plant_order, read_order, write_order  # noqa: E402
 from station import LEAST_BYTES, random_frame  # noqa: E402
+
+from sim.bare_metal import BareMetal  # noqa: E402
 
 CORES = 2
 CONFIG = load_machine("tiny")
@@ -359,7 +360,7 @@ class DeviceRun:
             left -= set(self.programs.bench.run(*left))
         try:
             self.programs.bench.run(0)
-        except Stuck:
+        except StuckError:
             pass  # the device is done too
         self.log = EventLog(engine.manifest, engine.log())
         self.counters = engine.counters()

@@ -25,9 +25,10 @@ HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from bare_metal import BareMetal  # noqa: E402
 from stopwatch import REST, Stopwatch  # noqa: E402
 from walk import Walk  # noqa: E402
+
+from sim.bare_metal import BareMetal  # noqa: E402
 
 MACHINES = ("tiny", "teaching")
 #: Core cycles by which the repetitions of a measurement differ: over a period of the clocks' pattern on either

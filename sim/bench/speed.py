@@ -227,7 +227,7 @@ class _Workload:
         """The same on cocotb; it is slow enough for one run to tell."""
         from sim.engine.cocotb import run_in_cocotb
 
-        cocotb = run_in_cocotb(Design(self.machine), "sim.bench:timed", self.job)
+        cocotb = run_in_cocotb(Design(self.machine), "sim.bench.speed:timed", self.job)
         self._check(cocotb.log_sha256, "cocotb")
         return cocotb.seconds / statistics.median(self._native() for _ in range(rounds))
 
@@ -277,7 +277,7 @@ def first_cycle(machine: MachineConfig) -> dict[str, float]:
 _CHILD = """
 import base64, json, pickle, sys
 import sim.cli
-from sim.bench import first_cycle
+from sim.bench.speed import first_cycle
 print(json.dumps(first_cycle(pickle.loads(base64.b64decode(sys.stdin.read())))))
 """
 
