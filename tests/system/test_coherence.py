@@ -35,7 +35,7 @@ from coherence import DEVICE, Access, Shadow  # noqa: E402
 from dma_machine import Fault, plant_order, read_order, write_order  # noqa: E402
 from station import LEAST_BYTES, random_frame  # noqa: E402
 
-from sim.bare_metal import BareMetal  # noqa: E402
+from sim.bare_metal import BareMetal, StuckError  # noqa: E402
 
 CORES = 2
 CONFIG = load_machine("tiny")
