@@ -106,12 +106,18 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
         console.print(f"Results in {experiment.out}/: {', '.join(experiment.files())}", highlight=False)
 
 
-@cli.command()
+json_option = click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
+
+
+@cli.group(invoke_without_command=True)
 @with_options(machine_options)
 @click.option("--quick", is_flag=True, help="Leave out what takes minutes: cocotb and the build from nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
-def bench(machine, settings, quick, as_json):
-    """Measure the simulator: native engine against the bare model and against cocotb."""
+@json_option
+@click.pass_context
+def bench(context, machine, settings, quick, as_json):
+    """Measure the simulator: native engine against the bare model and against cocotb. Or one of the commands."""
+    if context.invoked_subcommand is not None:
+        return
     from sim.bench.speed import BenchError, print_figures, speed
 
     console = Console(stderr=as_json)
@@ -119,10 +125,45 @@ def bench(machine, settings, quick, as_json):
         figures = speed(load_machine(machine, settings), console, quick=quick)
     except BenchError as error:
         raise click.exceptions.Exit(_complain(str(error), 1)) from None
+    _show(figures, print_figures, console, as_json)
+
+
+@bench.command("memory")
+@with_options(machine_options)
+@click.option("--quick", is_flag=True, help="Every third size, and only 2 MiB pages.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where the plot goes.")
+@json_option
+def bench_memory(machine, settings, quick, out, as_json):
+    """Measure the modelled memory: latency by working set and page size, bandwidth by pattern."""
+    from sim.bench.memory import memory, plot_memory, print_memory
+
+    console = Console(stderr=as_json)
+    config = load_machine(machine, settings)
+    figures = memory(config, console, quick=quick)
+    out = out or Path("runs") / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    plot_memory(figures, config, out / "memory.svg")
+    _show(figures, print_memory, console, as_json)
+    console.print(f"Plot in {out}/memory.svg", highlight=False)
+
+
+@bench.command("core")
+@with_options(machine_options)
+@json_option
+def bench_core(machine, settings, as_json):
+    """Measure the modelled core: overlap of misses, the window, the store buffer, locks between cores."""
+    from sim.bench.core import core, print_core
+
+    console = Console(stderr=as_json)
+    _show(core(load_machine(machine, settings), console), print_core, console, as_json)
+
+
+def _show(figures, tables, console, as_json):
+    """Figures as JSON on standard output, or as tables."""
     if as_json:
         click.echo(json.dumps(figures, indent=2))
     else:
-        print_figures(figures, console)
+        tables(figures, console)
 
 
 @cli.command()
