@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -117,6 +118,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print figure
 def bench(context, machine, settings, quick, as_json):
     """Measure the simulator: native engine against the bare model and against cocotb. Or one of the commands."""
     if context.invoked_subcommand is not None:
+        given = [name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        if given:
+            raise click.UsageError(f"options of `bench {context.invoked_subcommand}` stand behind it")
         return
     from sim.bench.speed import BenchError, print_figures, speed
 
