@@ -201,7 +201,7 @@ class TlbConfig:
     l2: int  #: entries for 4 KiB and 2 MiB pages
     l2_ways: int
     l2_1g: int  #: entries for 1 GiB pages, fully associative
-    l2_latency: int  #: core cycles that a hit in the second level adds
+    l2_latency: int  #: core cycles that a hit in the second level adds, at least 4
     walk_cache: int  #: entries of the paging-structure cache that names page tables, fully associative
 
     def __post_init__(self):
@@ -212,7 +212,7 @@ class TlbConfig:
                 getattr(self, name) % ways == 0, f"tlb.{name} = {getattr(self, name)} is no multiple of {ways} ways"
             )
             _power_of_two(f"tlb.{name} / ways (sets)", getattr(self, name) // ways)
-        _between("tlb.l2_latency", self.l2_latency, 2, 64)
+        _between("tlb.l2_latency", self.l2_latency, 4, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
