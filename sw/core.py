@@ -7,7 +7,7 @@ interrupt handler), each a coroutine with its own queue of operations in the eng
 ==============  ==============================================================
 yields          meaning
 ==============  ==============================================================
-a handle (int)  resume with the result of that operation
+a handle (int)  resume with the result of that operation, once it has told it
 ``None``        resume when every queued operation has been handed to the core
 a ``Context``   the core goes on with that context once this one's queue is empty
 ==============  ==============================================================
@@ -25,17 +25,21 @@ from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sw.costs import Cost
-from sw.issue import FUNCTION_MASK, LINE, MODE_SHIFT, Issuer
-from sw.port import CorePort, OperationKind, WakeKind
+from sw.issue import FUNCTION_MASK, LINE, MODE_SHIFT, Charge, Issuer
+from sw.port import AtomicFunction, CorePort, OperationKind, WakeKind
 from sw.structs import Field
 
-__all__ = ["LINE", "Context", "Core", "Dispatcher", "Mode", "Note", "Record", "function"]
+__all__ = ["LINE", "AtomicFunction", "Context", "Core", "Dispatcher", "Mode", "Note", "Record", "function"]
 
 _FENCE = OperationKind.FENCE.value
 _HALT = OperationKind.HALT.value
 _CLI = OperationKind.CLI.value
 _STI = OperationKind.STI.value
 _IRET = OperationKind.IRET.value
+_LFENCE = OperationKind.LFENCE.value
+_SFENCE = OperationKind.SFENCE.value
+_WRITE_CR3 = OperationKind.WRITE_CR3.value
+_INVLPG = OperationKind.INVLPG.value
 
 
 class Mode(enum.IntEnum):
@@ -90,7 +94,7 @@ class Record:
         self.notes: list[Note] = []
         self.on_note = on_note
 
-    def issuer(self, port: CorePort, costs: Mapping[str, tuple[int, int]]) -> Any:
+    def issuer(self, port: CorePort, costs: Mapping[str, Charge]) -> Any:
         """Make the issuer of one core, the engine's own if it has one; its tags come here."""
         if not hasattr(type(port), "issuer"):
             return Issuer(port, self._tags, costs, _functions)
@@ -175,6 +179,7 @@ class Context:
 #: What a core takes from its issuer as it is.
 _ISSUED = (
     "load",
+    "load_now",
     "get",
     "load_bytes",
     "load_all",
@@ -183,6 +188,9 @@ _ISSUED = (
     "prefetch",
     "store",
     "put",
+    "store_nt",
+    "clflush",
+    "poll",
     "mmio_read",
     "mmio_write",
     "execute",
@@ -197,33 +205,45 @@ class Core:
         port: the engine's side.
         record: where attribution and notes go.
         costs: cycles per function; a function decorated with :func:`function` is charged under its own name.
+        text: physical address of each function's code, at which ``text_bytes`` of it are fetched; without it, none is.
     """
 
     #: What :meth:`new_context` makes.
     context_class: type[Context] = Context
 
     # The issuer's own methods: nothing lies in between. See sw.issue.Issuer for what each does.
-    load: Callable[[int, int], Awaitable[Any]]
+    load: Callable[..., Awaitable[Any]]
+    load_now: Callable[..., Awaitable[Any]]
     get: Callable[[int, Field], Awaitable[Any]]
-    load_bytes: Callable[[int, int], Awaitable[bytes]]
+    load_bytes: Callable[..., Awaitable[bytes]]
     load_all: Callable[..., Awaitable[list[Any]]]
-    load_begin: Callable[[int, int], int]
-    touch: Callable[[int, int], None]
+    load_begin: Callable[..., int]
+    touch: Callable[..., None]
     prefetch: Callable[[int], None]
     store: Callable[[int, int | bytes, int], None]
     put: Callable[[int, Field, int | bytes], None]
+    store_nt: Callable[[int, int | bytes, int], None]
+    clflush: Callable[[int], None]
+    poll: Callable[[int, int, int | bytes, int, int], Awaitable[int]]
     mmio_read: Callable[..., Awaitable[int]]
     mmio_write: Callable[..., None]
     execute: Callable[..., None]
 
-    def __init__(self, index: int, port: CorePort, record: Record, costs: Mapping[str, Cost]):
+    def __init__(
+        self,
+        index: int,
+        port: CorePort,
+        record: Record,
+        costs: Mapping[str, Cost],
+        text: Mapping[str, int] | None = None,
+    ):
         self.index = index
         self.port = port
         self.record = record
         self.costs = costs
         self.current: Any = None  #: the :class:`Context` this core draws from
         self.contexts: dict[int, Context] = {}  #: by number; all cores of a machine share them
-        charges = {name: (cost.cycles, cost.uops) for name, cost in costs.items()}
+        charges = {name: _charge(cost, None if text is None else text.get(name)) for name, cost in costs.items()}
         self.issuer: Any = record.issuer(port, charges)
         for name in _ISSUED:
             setattr(self, name, getattr(self.issuer, name))
@@ -263,15 +283,43 @@ class Core:
         """The value of a load begun by this context."""
         return (yield handle)
 
+    def atomic(
+        self, address: int, size: int, function: AtomicFunction, operand: int, compare: int = 0
+    ) -> Awaitable[int]:
+        """Read and write 1, 2, 4 or 8 aligned bytes in one step; gives the old value.
+
+        Arguments:
+            operand, compare: unsigned; COMPARE_EXCHANGE writes the operand if the old value is ``compare``.
+        """
+        return self.issuer.atomic(address, size, function.value, operand, compare)
+
     def fence(self) -> Awaitable[None]:
-        """Wait until every earlier load is complete and every earlier store visible."""
+        """Wait until every earlier load is complete and every earlier store visible (MFENCE)."""
         return self.issuer.wait(_FENCE)
+
+    def lfence(self) -> Awaitable[None]:
+        """Wait until every earlier load is complete (LFENCE)."""
+        return self.issuer.wait(_LFENCE)
+
+    def sfence(self) -> Awaitable[None]:
+        """Wait until every earlier store is visible, around the caches too (SFENCE)."""
+        return self.issuer.wait(_SFENCE)
+
+    # Translation
+
+    def write_cr3(self, root: int) -> None:
+        """Translate through the page tables at physical address ``root`` from now on; 0: no translation."""
+        self.issuer.plain(_WRITE_CR3, root)
+
+    def invlpg(self, address: int) -> None:
+        """Forget the translation of the page of ``address``."""
+        self.issuer.plain(_INVLPG, address)
 
     # Interrupts
 
-    def halt(self) -> Awaitable[None]:
-        """Sleep until an interrupt has been taken and handled."""
-        return self.issuer.wait(_HALT)
+    def halt(self, state: int = 0) -> Awaitable[None]:
+        """Sleep, in a sleep state of the machine (``core.sleep_exit_ns``), until an interrupt is taken and handled."""
+        return self.issuer.wait(_HALT, state)
 
     def cli(self) -> None:
         """Take no interrupts."""
@@ -296,6 +344,12 @@ class Core:
         record.notes.append(note)
         if record.on_note is not None:
             record.on_note(note)
+
+
+def _charge(cost: Cost, text: int | None) -> Charge:
+    if text is None:
+        return (cost.cycles, cost.uops, 0, 0)
+    return (cost.cycles, cost.uops, text, (text % LINE + cost.text_bytes + LINE - 1) // LINE if cost.text_bytes else 0)
 
 
 P = ParamSpec("P")

@@ -109,6 +109,8 @@ class Manifest:
     timers: tuple[Timer, ...]
     core_domains: tuple[int, ...]  #: domain of each core
     wire_domain: int
+    #: Domain of the ports ``device_write_*``: writes to memory other than by a core's stores; -1 without them.
+    device_domain: int
     operation: Layout
     completion: Layout
     interrupt: Layout

@@ -31,13 +31,29 @@ TOP_MODULE = "nicscope"
 #: Ticks of the longest period: a tick count then stays below 2**62 for 2**48 cycles of any clock.
 MAX_PERIOD = 1 << 14
 
+#: What a core tells its host, beside ``operation.ready``: see ``hw.bus.core.CoreHost``.
+HOST_OUTPUTS = (
+    "issue",
+    "issue_id",
+    "sampled",
+    "sampled_id",
+    "visible",
+    "completion_valid",
+    "completion",
+    "interrupt_taken",
+    "interrupt",
+    "fault",
+    "fault_id",
+)
+
 #: Probes per ``probes_<domain>_<k>`` port: what fits the simulator's widest plain integer.
 PROBES_PER_WORD = 64
 
 
 class MachineLike(Protocol):
     """What a design offers to be wrapped, see ``hw.machine.Machine``. It elaborates like any Amaranth design
-    and leaves the creation of its clock domains to its parent.
+    and leaves the creation of its clock domains to its parent. It may have a ``device_write``, see
+    ``hw.machine.DeviceWrite``.
     """  # fmt: skip
 
     config: Any
@@ -85,6 +101,9 @@ class Toplevel(Elaboratable):
         self._drive(machine.wire.valid, "wire_valid")
         self._drive(machine.wire.payload, "wire_payload")
         self._output("wire_ready", machine.wire.ready)
+        device_write = getattr(machine, "device_write", None)
+        if device_write is not None:
+            self._device_write(device_write)
 
         self.manifest = Manifest(
             name=config.name,
@@ -96,6 +115,7 @@ class Toplevel(Elaboratable):
             timers=timers,
             core_domains=tuple(names.index(f"core{index}") for index in range(len(machine.host))),
             wire_domain=names.index("nic"),
+            device_domain=-1 if device_write is None else names.index("uncore"),
             operation=_layout(Operation),
             completion=_layout(Completion),
             interrupt=_layout(InterruptTaken),
@@ -174,8 +194,14 @@ class Toplevel(Elaboratable):
         self._drive(host.operation.valid, f"core{index}_operation_valid")
         self._drive(host.operation.payload, f"core{index}_operation_payload")
         self._output(f"core{index}_operation_ready", host.operation.ready)
-        for name in ("issue", "issue_id", "completion_valid", "completion", "interrupt_taken", "interrupt"):
+        for name in HOST_OUTPUTS:
             self._output(f"core{index}_{name}", getattr(host, name))
+
+    def _device_write(self, write: Any) -> None:
+        self._output("device_write_accepted", write.accepted)
+        for name in ("line", "mask", "data"):
+            self._output(f"device_write_{name}", Mux(write.accepted, getattr(write, name), 0))
+        self._output("device_write_done", write.done)
 
 
 #: ``always @*`` around one assignment of one constant.

@@ -5,14 +5,18 @@ earliest tick at which a domain that must run has an edge. A domain must run whe
 has something that can be handed over to it, or, if quiet, at the edge whose number is the deadline of an armed timer.
 All clocks that rise at a tick rise in one assignment. What the machine shows just before an edge happens at that edge.
 
+**Shadow.** An engine keeps a copy of memory (``sim.engine.shadow``), gives each LOAD its value from it when it
+issues, and checks against it what the machine reads. Within a tick come first all cores' issues and reads, then all
+that becomes visible.
+
 **Wakes.** A run ends with the first step that gives a reason (``sw.port.WakeKind``). The reasons of one step are
-told together: per core COMPLETION, then INTERRUPT; then EMPTY per core, but not for a context that has a COMPLETION
-in the same batch. IDLE comes when every domain is quiet, no timer other than background ones is armed and
-nothing can be handed over. Nothing that Python does between two runs takes simulated time.
+told together: per core COMPLETION (of what issues, then of what completes), then INTERRUPT; then EMPTY per core, but
+not for a context that has a COMPLETION in the same batch. IDLE comes when every domain is quiet, no timer other than
+background ones is armed and nothing can be handed over. Nothing that Python does between two runs takes simulated time.
 """
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +24,33 @@ from typing import Any, Protocol
 import numpy as np
 
 from sim.build.manifest import Manifest
-from sw.port import CorePort, Wake, WakeKind
+from sw.port import CorePort, Notify, Wake, WakeKind
 
-__all__ = ["OPERATION_DTYPE", "Engine", "Experiment", "Jump", "Recording", "Wake", "WakeKind"]
+__all__ = [
+    "OPERATION_DTYPE",
+    "CoherenceError",
+    "Engine",
+    "EngineError",
+    "Experiment",
+    "Jump",
+    "Notify",
+    "PageFaultError",
+    "Recording",
+    "Wake",
+    "WakeKind",
+]
+
+
+class EngineError(RuntimeError):
+    """The machine did what it may not; the message is one line. The run cannot go on."""
+
+
+class CoherenceError(EngineError):
+    """What the machine read or made visible does not agree with the engine's shadow of memory."""
+
+
+class PageFaultError(EngineError):
+    """An operation addresses a page that is not present."""
 
 
 class Jump(enum.IntEnum):
@@ -33,7 +61,7 @@ class Jump(enum.IntEnum):
     RANDOM = 2  #: some, some of them only in part, by the engine's seed
 
 
-#: An operation as it is recorded; native.cpp has the same.
+#: An operation as it is recorded; native.cpp has the same, padding included.
 OPERATION_DTYPE = np.dtype(
     [
         ("not_before", "<i8"),  # handed over at an edge later than this tick
@@ -43,6 +71,7 @@ OPERATION_DTYPE = np.dtype(
         ("cycles", "<u4"),
         ("context", "<i4"),
         ("uops", "<u2"),
+        ("argument", "<u2"),
         ("kind", "u1"),
         ("size", "u1"),
         ("notify", "u1"),
@@ -50,7 +79,8 @@ OPERATION_DTYPE = np.dtype(
         ("after_valid", "u1"),
         ("after_id", "u1"),
         ("data", "u1", (64,)),
-    ]
+    ],
+    align=True,
 )
 
 
@@ -119,7 +149,7 @@ class Engine(CorePort, Protocol):
     def issued(self, core: int) -> np.ndarray:
         """Handles of the operations of a core in the order in which they issued, one per issue.
 
-        An EXECUTE that an interrupt cut short issues once for each part, under one handle.
+        An EXECUTE or POLL that an interrupt cut short issues once for each part, under one handle.
         """
 
     def recording(self) -> Recording:
@@ -135,13 +165,3 @@ class Engine(CorePort, Protocol):
 
 #: What runs on an engine. It awaits ``engine.run()`` and nothing else.
 Experiment = Callable[[Any], Awaitable[Any]]
-
-
-def completes(kind: int) -> bool:
-    """Whether an operation of this kind gives a completion."""
-    return kind in _COMPLETING
-
-
-_COMPLETING = frozenset((1, 4, 6))  # LOAD, MMIO_READ, FENCE
-
-Wakes = Sequence[Wake]

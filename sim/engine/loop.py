@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hw.bus.core import OperationKind
+from hw.bus.core import AtomicFunction, OperationKind
 from sim.build.manifest import Manifest
 from sim.observe.log import LOG_DTYPE, log_sha256
 
-from .engine import OPERATION_DTYPE, Jump, Recording, Wake, WakeKind
+from .engine import OPERATION_DTYPE, CoherenceError, Jump, Notify, PageFaultError, Recording, Wake, WakeKind
+from .shadow import PendingStore, Shadow, physical
 
 __all__ = ["Backend", "LoopEngine"]
 
@@ -22,11 +23,26 @@ LINE_BYTES = 64
 IDS = 256
 MASK64 = (1 << 64) - 1
 
-COMPLETING = frozenset(k.value for k in (OperationKind.LOAD, OperationKind.MMIO_READ, OperationKind.FENCE))
-WRITING = frozenset(k.value for k in (OperationKind.STORE, OperationKind.MMIO_WRITE))
-MMIO = frozenset(k.value for k in (OperationKind.MMIO_READ, OperationKind.MMIO_WRITE))
-MEMORY = COMPLETING - {OperationKind.FENCE.value} | WRITING | {OperationKind.PREFETCH.value}
-EXECUTE, HALT = OperationKind.EXECUTE.value, OperationKind.HALT.value
+EXECUTE, LOAD, STORE, HALT, ATOMIC, POLL = (
+    getattr(OperationKind, name).value for name in ("EXECUTE", "LOAD", "STORE", "HALT", "ATOMIC", "POLL")
+)
+
+
+def _kinds(names: str) -> frozenset[int]:
+    return frozenset(OperationKind[name].value for name in names.split())
+
+
+COMPLETING = _kinds("LOAD MMIO_READ FENCE ATOMIC POLL LFENCE SFENCE")
+#: Have an address and a size, within a line.
+SIZED = _kinds("LOAD STORE PREFETCH MMIO_READ MMIO_WRITE ATOMIC POLL STORE_NT CLFLUSH")
+ADDRESSED = SIZED | _kinds("EXECUTE WRITE_CR3 INVLPG")
+#: Bring data, as many bytes as their size; an ATOMIC brings 16.
+WRITING = _kinds("STORE MMIO_WRITE POLL STORE_NT")
+MMIO = _kinds("MMIO_READ MMIO_WRITE")
+TIMED = _kinds("EXECUTE POLL")
+#: Have a use for ``argument``.
+ARGUED = _kinds("EXECUTE HALT ATOMIC POLL")
+ATOMIC_BYTES = 16
 KINDS = frozenset(kind.value for kind in OperationKind)
 
 
@@ -56,7 +72,8 @@ class Operation:
     cycles: int = 0
     uops: int = 0
     after: int = -1
-    notify: bool = False
+    notify: int = Notify.NO
+    argument: int = 0
     not_before: int = -1
 
 
@@ -65,9 +82,21 @@ class Context:
     """A queue of operations."""
 
     queue: deque[Operation] = field(default_factory=deque)
-    waiting: int = 0  #: operations pushed with notify that are not complete
+    waiting: int = 0  #: operations that are to notify and have not
     core: int = -1
     due: bool = False  #: tell by EMPTY when it has nothing left
+
+
+@dataclass
+class Flight:
+    """An operation that was handed over."""
+
+    op: Operation
+    open: bool  #: will complete, and has not
+    order: int = -1  #: how many operations of its core issued before it
+    issued_at: int = -1  #: tick
+    bound: bytes = b""  #: LOAD: its value, from its issue on
+    sampled: bytes | None = None  #: what memory held when the cache read it; POLL: the first that is not its data
 
 
 @dataclass
@@ -87,10 +116,9 @@ class Core:
     after: int = -1  #: operation number shown as ``after``
     last_issued: bool = True
     last: Operation | None = None  #: the operation handed over last
-    executing: Operation | None = None  #: the EXECUTE issued last
+    working: Flight | None = None  #: the EXECUTE or POLL issued last
     halted: Operation | None = None  #: a HALT it sits in
-    #: What was handed over under each operation number, and whether it will still complete.
-    flight: list[tuple[Operation | None, bool]] = field(default_factory=lambda: [(None, False)] * IDS)
+    flight: list[Flight | None] = field(default_factory=lambda: [None] * IDS)  #: by operation number
     issued: list[int] = field(default_factory=list)
 
 
@@ -150,6 +178,7 @@ class LoopEngine:
         self._context_count = 0
         self._cores = [Core(f"core{index}", domain) for index, domain in enumerate(manifest.core_domains)]
         self._complete: list[bool] = []  # by handle
+        self._shadow = Shadow(len(self._cores))
         self._frames: deque[tuple[bytes, int, int]] = deque()
         self._sent = 0  # bytes of the front frame that have been handed over
         self._wire_valid = False
@@ -201,28 +230,30 @@ class LoopEngine:
         cycles: int = 0,
         uops: int = 0,
         after: int = -1,
-        notify: bool = False,
+        notify: int = Notify.NO,
+        argument: int = 0,
     ) -> int:
         """Queue one operation and return its handle, see :class:`sw.port.CorePort`."""
         found = self._find(context)
         kind = int(kind)
-        self._check(kind, address, size, cycles, uops, after, notify)
+        self._check(kind, address, size, cycles, uops, after, notify, argument)
         op = Operation(
             context=context,
             handle=len(self._complete),
             kind=kind,
-            address=address if kind in MEMORY else 0,
-            size=size if kind in MEMORY else 0,
-            data=_data(data, size) if kind in WRITING else b"",
-            cycles=cycles if kind == EXECUTE else 0,
+            address=address if kind in ADDRESSED else 0,
+            size=size if kind in SIZED else 0,
+            data=_atomic_data(data) if kind == ATOMIC else _data(data, size) if kind in WRITING else b"",
+            cycles=cycles if kind in TIMED else 0,
             uops=uops,
             after=after,
-            notify=notify,
+            notify=int(notify),
+            argument=argument if kind in ARGUED else 0,
             not_before=self._tick,
         )
         self._complete.append(kind not in COMPLETING)
         found.queue.append(op)
-        found.waiting += notify
+        found.waiting += notify != Notify.NO
         found.due = True
         if found.core >= 0 and len(found.queue) == 1:
             self._cores[found.core].changed = True
@@ -320,35 +351,52 @@ class LoopEngine:
         core.context = -1
         core.changed = True
 
-    def _check(self, kind: int, address: int, size: int, cycles: int, uops: int, after: int, notify: bool) -> None:
+    def _check(
+        self, kind: int, address: int, size: int, cycles: int, uops: int, after: int, notify: int, argument: int
+    ) -> None:
         if kind not in KINDS:
             raise ValueError(f"there is no operation of kind {kind}")
-        if kind in MEMORY:
+        if kind in ADDRESSED:
             width = next(f.width for f in self.manifest.operation.fields if f.name == "address")
             if address >> width:
                 raise ValueError(f"an address has {width} bits, not {address}")
+        if kind in SIZED:
             if not 1 <= size <= LINE_BYTES:
                 raise ValueError(f"size must be between 1 and 64 bytes, not {size}")
             if address % LINE_BYTES + size > LINE_BYTES:
                 raise ValueError(f"{size} bytes at address {address} cross a line of 64 bytes")
         if kind in MMIO and size not in (4, 8):
             raise ValueError(f"an MMIO access has 4 or 8 bytes, not {size}")
-        if kind == EXECUTE and not 1 <= cycles <= 0xFFFFFFFF:
+        if kind == ATOMIC and (size not in (1, 2, 4, 8) or address % size):
+            raise ValueError(f"an ATOMIC has 1, 2, 4 or 8 bytes, aligned, not {size} at address {address}")
+        if kind == ATOMIC and not 0 <= argument < len(AtomicFunction):
+            raise ValueError(f"there is no atomic function {argument}")
+        if kind == POLL and size > 8:
+            raise ValueError(f"a POLL looks at up to 8 bytes, not {size}")
+        if kind in TIMED and not 1 <= cycles <= 0xFFFFFFFF:
             raise ValueError(f"cycles must be between 1 and 4294967295, not {cycles}")
         if not 0 <= uops <= 0xFFFF:
             raise ValueError(f"uops must be between 0 and 65535, not {uops}")
+        if not 0 <= argument <= 0xFFFF:
+            raise ValueError(f"argument must be between 0 and 65535, not {argument}")
+        if kind == POLL and not argument:
+            raise ValueError("a POLL looks again after at least 1 cycle, not 0")
         if not -1 <= after < len(self._complete):
             raise ValueError(f"after must be the handle of an operation, not {after}")
+        if notify not in (Notify.NO, Notify.COMPLETE, Notify.ISSUE):
+            raise ValueError(f"notify must be between 0 and 2, not {notify}")
         if notify and kind not in COMPLETING and kind != HALT:
             raise ValueError(f"an operation of kind {kind} never completes: it cannot notify")
+        if notify == Notify.ISSUE and kind != LOAD:
+            raise ValueError(f"an operation of kind {kind} has no value when it issues")
 
     @staticmethod
     def _in_flight(core: Core, handle: int) -> int:
         """Number under which ``handle`` is in flight on ``core``, -1 if it is not."""
         for back in range(1, IDS + 1):
-            op, is_open = core.flight[(core.next_id - back) % IDS]
-            if op is not None and op.handle == handle and is_open:
-                return (core.next_id - back) % IDS
+            number = (core.next_id - back) % IDS
+            if _is_open(core, number, handle):
+                return number
         return -1
 
     def _front(self, core: Core) -> Operation | None:
@@ -374,7 +422,7 @@ class LoopEngine:
             # Its number must be free again. The RTL orders it after an operation of the same core; after one of
             # another core, or one still queued, it is ordered here.
             waits = op.after >= 0 and not self._complete[op.after] and self._in_flight(core, op.after) < 0
-            hold = core.flight[core.next_id][1] or waits
+            hold = _is_open(core, core.next_id) or waits
             if hold:
                 core.offered = False
                 core.changed = True
@@ -479,47 +527,107 @@ class LoopEngine:
                         self._log.append((at, number, fields))
         for index, core in enumerate(self._cores):
             if core.domain in due:
-                self._core_edge(index, core)
+                self._core_edge(index, core, at)
+        self._becomes_visible(at, due)
         if self.manifest.wire_domain in due:
             self._wire_edge()
 
         await backend.pulse([f"clk_{self._names[d]}{suffix}" for d in due for suffix in ("", "_time")], at)
         self._tick = at
 
-    def _core_edge(self, index: int, core: Core) -> None:
+    def _core_edge(self, index: int, core: Core, at: int) -> None:
         peek = self._backend.peek
         if peek(f"{core.port}_issue"):
-            self._issue(core, peek(f"{core.port}_issue_id"))
+            self._issue(index, core, core.flight[peek(f"{core.port}_issue_id")], at)
+        if peek(f"{core.port}_sampled"):
+            self._sample(index, core.flight[peek(f"{core.port}_sampled_id")], at)
         if peek(f"{core.port}_completion_valid"):
-            self._completion(index, core)
+            self._completion(index, core, at)
+        if peek(f"{core.port}_fault"):
+            flight = core.flight[peek(f"{core.port}_fault_id")]
+            assert flight is not None, "the machine faults on what it was not given"
+            raise PageFaultError(f"{_told(index, flight, at)}: page not present")
         interrupted = bool(peek(f"{core.port}_interrupt_taken"))
         if interrupted:
             self._interrupt(index, core)
         self._hand_over(index, core, interrupted)
 
-    @staticmethod
-    def _issue(core: Core, number: int) -> None:
-        op, _ = core.flight[number]
-        assert op is not None, "the machine issued what it was not given"
+    def _issue(self, index: int, core: Core, flight: Flight | None, at: int) -> None:
+        assert flight is not None, "the machine issued what it was not given"
+        op = flight.op
+        flight.order, flight.issued_at = len(core.issued), at
         core.issued.append(op.handle)
-        if number == (core.next_id - 1) % IDS:
+        if flight is core.flight[(core.next_id - 1) % IDS]:
             core.last_issued = True
-        if op.kind == EXECUTE:
-            core.executing = op
-        if op.kind == HALT:
+        address = physical(op.address)
+        if op.kind == LOAD:
+            flight.bound = self._shadow.bound(index, address, op.size)
+            if op.notify == Notify.ISSUE:
+                self._finish(index, op, _number(flight.bound))
+        elif op.kind in (STORE, ATOMIC):
+            function = AtomicFunction(op.argument) if op.kind == ATOMIC else None
+            self._shadow.issue(index, PendingStore(flight.order, address, op.data, op.size, function))
+        elif op.kind == HALT:
             core.halted = op
+        if op.kind in TIMED:
+            core.working = flight
 
-    def _completion(self, index: int, core: Core) -> None:
+    def _sample(self, index: int, flight: Flight | None, at: int) -> None:
+        """The cache reads what an operation asked for: what memory holds now is what it must get."""
+        if flight is None or not flight.open:
+            return  # a look of a POLL that an interrupt has ended
+        op, address = flight.op, physical(flight.op.address)
+        if self._shadow.waits_for_store(index, flight.order, address, op.size):
+            raise CoherenceError(f"{_told(index, flight, at)}: read before an earlier store to it was visible")
+        held = self._shadow.read(address, op.size)
+        if op.kind != POLL or (flight.sampled is None and held != op.data):
+            flight.sampled = held
+
+    def _completion(self, index: int, core: Core, at: int) -> None:
         fields = self.manifest.completion.unpack(self._backend.peek(f"{core.port}_completion"))
-        op, is_open = core.flight[fields["id"]]
-        if op is None or not is_open:
+        flight = core.flight[fields["id"]]
+        if flight is None or not flight.open:
             return
-        core.flight[fields["id"]] = (op, False)
+        flight.open = False
+        op = flight.op
         core.stale = True
         self._complete[op.handle] = True
-        if op.notify:
-            raw = fields["data"].to_bytes(LINE_BYTES, "little")[: op.size]
-            self._finish(index, op, raw if op.size > 8 else int.from_bytes(raw, "little"))
+        got = fields["data"].to_bytes(LINE_BYTES, "little")[: op.size]
+        expected = self._expected(core, flight, got, at)
+        if got != expected:
+            wanted = expected.hex() or "no answer: it was not read"
+            raise CoherenceError(f"{_told(index, flight, at)}: got {got.hex()}, expected {wanted}")
+        if op.notify == Notify.COMPLETE:
+            self._finish(index, op, _number(flight.bound if op.kind == LOAD else got))
+
+    def _expected(self, core: Core, flight: Flight, got: bytes, at: int) -> bytes:
+        """What an operation must complete with; nothing if it was never read."""
+        op = flight.op
+        if op.kind == LOAD:
+            # One that was not read had its value forwarded from a store.
+            return flight.bound if flight.sampled is None else flight.sampled
+        if op.kind == ATOMIC:
+            return flight.sampled or b""
+        if op.kind == POLL:
+            # It gives up by the clock, whatever memory holds then.
+            timeout = flight.issued_at + op.cycles * self._periods[core.domain]
+            if got == op.data and (flight.sampled is None or at >= timeout):
+                return got
+            return flight.sampled or b""
+        return got
+
+    def _becomes_visible(self, at: int, due: list[int]) -> None:
+        """What becomes visible at a tick does so behind everything that is read at it."""
+        peek = self._backend.peek
+        for index, core in enumerate(self._cores):
+            if core.domain in due and peek(f"{core.port}_visible") and not self._shadow.visible(index):
+                raise CoherenceError(f"core {index}, tick {at}: a store that had not issued became visible")
+        if self.manifest.device_domain not in due:
+            return
+        if peek("device_write_accepted"):
+            self._shadow.device_accepted(*(peek(f"device_write_{name}") for name in ("line", "mask", "data")))
+        if peek("device_write_done") and not self._shadow.device_done():
+            raise CoherenceError(f"tick {at}: a write by a device that had not been accepted became visible")
 
     def _finish(self, index: int, op: Operation, value: int | bytes) -> None:
         if op.context in self._contexts:
@@ -534,18 +642,33 @@ class LoopEngine:
             core.halted = None
         if taken["squashed"] and not core.last_issued:
             assert core.last is not None
-            core.flight[(core.next_id - 1) % IDS] = (None, False)
+            core.flight[(core.next_id - 1) % IDS] = None
             self._contexts[core.last.context].queue.appendleft(core.last)
             core.last_issued = True
-        if taken["remaining"] and core.executing is not None:
-            whole, left = core.executing, taken["remaining"]
-            rest = Operation(whole.context, whole.handle, EXECUTE, cycles=left, uops=whole.uops * left // whole.cycles)
-            self._contexts[rest.context].queue.appendleft(rest)
-        core.executing = None
+        if core.working is not None:
+            self._set_aside(core.working, taken["remaining"])
+        core.working = None
         interrupted = core.context
         self._leave(core)
         core.offered = False
         self._wakes.append(Wake(WakeKind.INTERRUPT, index, interrupted, taken["vector"], 0))
+
+    def _set_aside(self, flight: Flight, remaining: int) -> None:
+        """Put what an interrupt left of an EXECUTE or POLL in front of its context's queue."""
+        whole = flight.op
+        rest = Operation(whole.context, whole.handle, whole.kind, uops=whole.uops)
+        if whole.kind == EXECUTE and remaining:
+            # Without text: it had been fetched by and large, and is in the cache or near it.
+            rest.cycles, rest.uops = remaining, -(-whole.uops * remaining // whole.cycles)
+        elif whole.kind == POLL and flight.open:
+            # It may have been cut short while its last look was on its way.
+            rest.cycles = max(remaining, 1)
+            rest.address, rest.size, rest.data = whole.address, whole.size, whole.data
+            rest.notify, rest.argument = whole.notify, whole.argument
+        else:
+            return
+        flight.open = False
+        self._contexts[rest.context].queue.appendleft(rest)
 
     def _hand_over(self, index: int, core: Core, interrupted: bool) -> None:
         backend = self._backend
@@ -561,7 +684,7 @@ class LoopEngine:
             return
         if self._record:
             self._recorded.append(_row(op, max(op.not_before, core.since), index, core.after))
-        core.flight[core.next_id] = (op, op.kind in COMPLETING)
+        core.flight[core.next_id] = Flight(op, op.kind in COMPLETING)
         core.next_id = (core.next_id + 1) % IDS
         core.offered = False
         core.changed = True
@@ -583,6 +706,7 @@ class LoopEngine:
                 data=int.from_bytes(op.data, "little"),
                 cycles=op.cycles,
                 uops=op.uops,
+                argument=op.argument,
                 after_valid=core.after >= 0,
                 after=max(core.after, 0),
             ),
@@ -625,6 +749,28 @@ class LoopEngine:
             self._frames.popleft()
 
 
+def _is_open(core: Core, number: int, handle: int | None = None) -> bool:
+    flight = core.flight[number]
+    return flight is not None and flight.open and handle in (None, flight.op.handle)
+
+
+def _told(index: int, flight: Flight, at: int) -> str:
+    op = flight.op
+    what = f"{OperationKind(op.kind).name} of {op.size} bytes at {op.address:#x} (handle {op.handle})"
+    return f"core {index}, tick {at}: {what}"
+
+
+def _number(raw: bytes) -> int | bytes:
+    """What was read, as software gets it."""
+    return raw if len(raw) > 8 else int.from_bytes(raw, "little")
+
+
+def _atomic_data(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes) or len(value) != ATOMIC_BYTES:
+        raise ValueError("data of an ATOMIC must be 16 bytes")
+    return value
+
+
 def _data(value: int | bytes, size: int) -> bytes:
     if isinstance(value, bytes):
         if len(value) != size:
@@ -643,5 +789,5 @@ def _data(value: int | bytes, size: int) -> bytes:
 def _row(op: Operation, not_before: int, core: int, after: int) -> tuple[Any, ...]:
     """An operation as a row of ``OPERATION_DTYPE``."""
     data = np.frombuffer(op.data.ljust(LINE_BYTES, b"\0"), "u1")
-    head = (not_before, op.handle, op.after, op.address, op.cycles, op.context, op.uops, op.kind, op.size)
-    return (*head, op.notify, core, after >= 0, max(after, 0), data)
+    head = (not_before, op.handle, op.after, op.address, op.cycles, op.context, op.uops, op.argument, op.kind)
+    return (*head, op.size, op.notify, core, after >= 0, max(after, 0), data)

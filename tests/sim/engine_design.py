@@ -1,26 +1,51 @@
 """A small machine under the engines' contract: two simple cores, a slow memory, a wire that raises interrupts.
 
-Clocks of 1000 (cores, uncore) and 500 MHz (nic): edges coincide often. ``BrokenMachine`` has a planted wake-up bug.
+Clocks of 1000 (cores, uncore) and 500 MHz (nic): edges coincide often. A core has no cache but forwards from its
+youngest store. The memory tells when it has read or written for a core; cores and uncore share one clock, so that
+the core can pass it on at the same edge. Bit 47 of an address makes a page that is not present.
+
+``BrokenMachine`` has a planted wake-up bug, ``WrongReadMachine`` and ``WrongForwardMachine`` give wrong data.
 """
+
+from types import SimpleNamespace
 
 from amaranth.hdl import Array, Cat, Elaboratable, Module, Mux, Signal
 from amaranth.lib import data
+from amaranth.lib.memory import Memory
 
-from hw.bus.core import CoreHost, Interrupt, Operation, OperationKind
-from hw.bus.tilelink import LINE_BITS
+from hw.bus.core import AtomicFunction, CoreHost, Interrupt, Operation, OperationKind
+from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES
 from hw.bus.wire import FrameBeat, WireStream
 from hw.lib.crossing import Crossing
 from hw.lib.probe import Counter, Probe
-from hw.lib.ram import RAM
 from hw.lib.time import NOW_WIDTH, Now, Timer
 
 ROWS = 256
+ROW_BYTES = 8
+#: Written by the memory itself at every refresh, as a device would.
+DEVICE_ROW = 16
+#: Reads of it come out wrong in ``WrongReadMachine``.
+WRONG_ROW = 3
+
+
+def lanes(size):
+    """One bit for each of the first ``size`` bytes of a row."""
+    return Cat(size > byte for byte in range(ROW_BYTES))
+
+
+def bits(mask):
+    """A row's worth of bits, all ones where ``mask`` has its byte."""
+    return Cat(bit.replicate(8) for bit in mask)
 
 
 class Request(data.Struct):
-    write: 1
+    read: 1  #: of memory: tell when it is done
+    write: 1  #: likewise
     row: 8
-    data: 64
+    size: 4
+    atomic: 1
+    function: AtomicFunction
+    data: 128
     id: 8
 
 
@@ -30,71 +55,111 @@ class Response(data.Struct):
 
 
 class SimpleCore(Elaboratable):
-    """Executes one operation at a time, with one access in flight."""
+    """Executes one operation at a time, with one read in flight."""
 
-    def __init__(self, domain):
-        self.domain = domain
+    def __init__(self, domain, wrong_forward):
+        self.domain, self.wrong_forward = domain, wrong_forward
         self.host = CoreHost().flip().create()
         self.request = Crossing(Request, domain, "uncore")
         self.response = Crossing(Response, "uncore", domain)
         self.interrupt = Crossing(Interrupt, "nic", domain)
         self.now = Signal(NOW_WIDTH)
         self.quiet = Signal()
+        self.has_read, self.has_written, self.read_id = Signal(), Signal(), Signal(8)
         self.timer = Timer(domain)
-        self.issue_event = Probe(domain, "an operation issued", id=8, kind=4)
-        self.load_event = Probe(domain, "a load completed", id=8, data=64)
+        self.issue_event = Probe(domain, "an operation issued", id=8, kind=5)
+        self.load_event = Probe(domain, "a read completed", id=8, data=64)
         self.interrupt_event = Probe(domain, "an interrupt was taken", vector=8, remaining=32, squashed=1)
         self.issued = Counter(domain, "operations issued")
+        self.forwarded = Counter(domain, "loads answered from the youngest store")
 
     def elaborate(self, platform):
         m = Module()
         m.submodules += [self.request, self.response, self.interrupt]
         d = m.d[self.domain]
         host, op, kind = self.host, Signal(Operation), Signal(OperationKind)
-        full, loading, masked, halted, executing = (Signal() for _ in range(5))
-        until, load_id = Signal(NOW_WIDTH), Signal(8)
+        full, loading, masked, halted, executing, polling = (Signal() for _ in range(6))
+        until, look_at, period, load_id = Signal(NOW_WIDTH), Signal(NOW_WIDTH), Signal(16), Signal(8)
+        looked, dropped, compared, pending = Signal(Request), Signal(), Signal(64), Signal(8)
+        youngest, youngest_row, youngest_size = Signal(64), Signal(8), Signal(7)
         request, response, interrupt = self.request.input, self.response.output, self.interrupt.output
-        expired, is_access, is_load, may_issue, issue, take = (Signal() for _ in range(6))
+        expired, is_fence, is_mmio, is_store, is_read, is_access = (Signal() for _ in range(6))
+        may_issue, issue, take, look, answer, forward, forwarding, fault = (Signal() for _ in range(8))
+        mine, value, goes_on = Signal(Request), Signal(64), Signal()
 
+        K = OperationKind
         m.d.comb += [
             kind.eq(op.kind),
             expired.eq(executing & (self.now >= until)),
-            is_load.eq((kind == OperationKind.LOAD) | (kind == OperationKind.MMIO_READ)),
-            is_access.eq(is_load | (kind == OperationKind.STORE) | (kind == OperationKind.MMIO_WRITE)),
+            is_fence.eq((kind == K.FENCE) | (kind == K.LFENCE) | (kind == K.SFENCE)),
+            is_mmio.eq((kind == K.MMIO_READ) | (kind == K.MMIO_WRITE)),
+            is_store.eq((kind == K.STORE) | (kind == K.ATOMIC)),
+            is_read.eq((kind == K.LOAD) | (kind == K.MMIO_READ) | (kind == K.ATOMIC) | (kind == K.POLL)),
+            is_access.eq(is_read | is_store | is_mmio),
+            fault.eq(full & is_access & op.address[47]),
+            forward.eq(
+                (kind == K.LOAD)
+                & (pending != 0)
+                & (op.address[3:11] == youngest_row)
+                & ((op.size <= youngest_size) | self.wrong_forward)
+            ),
             may_issue.eq(
                 full
                 & ~halted
+                & ~fault
+                & ~polling
                 & (~executing | expired)
                 & ~(op.after_valid & loading & (op.after == load_id))
-                & ~((is_load | (kind == OperationKind.FENCE)) & loading)
+                & ~((is_read | is_fence) & loading)
                 & ~(is_access & ~request.ready)
             ),
             take.eq(interrupt.valid & ~masked),
             issue.eq(may_issue & ~take),
+            look.eq(polling & ~loading & (self.now >= look_at) & request.ready & ~take),
+            value.eq(Mux(forwarding, youngest, response.payload.data)),
+            goes_on.eq(polling & ((value & bits(lanes(looked.size))) == compared) & (self.now < until)),
+            answer.eq((response.valid & ~dropped) | forwarding),
             host.operation.ready.eq(~full & ~take),
             host.issue.eq(issue),
             host.issue_id.eq(op.id),
-            host.completion_valid.eq(response.valid | (issue & (kind == OperationKind.FENCE))),
-            host.completion.id.eq(Mux(response.valid, response.payload.id, op.id)),
-            host.completion.data.eq(Mux(response.valid, response.payload.data, 0)),
+            host.sampled.eq(self.has_read),
+            host.sampled_id.eq(self.read_id),
+            host.visible.eq(self.has_written),
+            host.fault.eq(fault),
+            host.fault_id.eq(op.id),
+            host.completion_valid.eq((answer & ~(goes_on | (polling & take))) | (issue & is_fence)),
+            host.completion.id.eq(Mux(answer, load_id, op.id)),
+            host.completion.data.eq(Mux(answer, value, 0)),
             host.interrupt_taken.eq(take),
             host.interrupt.vector.eq(interrupt.payload.vector),
-            host.interrupt.remaining.eq(Mux(executing & ~expired, until - self.now, 0)),
+            host.interrupt.remaining.eq(
+                Mux(polling | (executing & ~expired), Mux(self.now < until, until - self.now, 0), 0)
+            ),
             host.interrupt.squashed.eq(full),
             host.interrupt.squashed_id.eq(op.id),
-            request.valid.eq(issue & is_access),
-            request.payload.write.eq(~is_load),
-            request.payload.row.eq(op.address[3:11]),
-            request.payload.data.eq(op.data[:64]),
-            request.payload.id.eq(op.id),
+            mine.read.eq(is_read & ~is_mmio),
+            mine.write.eq(is_store),
+            mine.row.eq(op.address[3:11]),
+            mine.size.eq(op.size),
+            mine.atomic.eq(kind == K.ATOMIC),
+            mine.function.eq(op.argument[:3]),
+            mine.data.eq(op.data),
+            mine.id.eq(op.id),
+            request.valid.eq((issue & is_access & ~forward) | look),
+            request.payload.eq(Mux(look, looked, mine)),
             response.ready.eq(1),
             interrupt.ready.eq(take),
-            self.timer.armed.eq(executing),
-            self.timer.deadline.eq(until),
+            self.timer.armed.eq(executing | (polling & ~loading)),
+            self.timer.deadline.eq(Mux(executing, until, look_at)),
             self.quiet.eq(
                 ~may_issue
                 & ~take
                 & ~expired
+                & ~(polling & ~loading & (self.now >= look_at))
+                & ~fault
+                & ~forwarding
+                & ~self.has_read
+                & ~self.has_written
                 & ~response.valid
                 & self.request.write_quiet
                 & self.response.read_quiet
@@ -106,24 +171,40 @@ class SimpleCore(Elaboratable):
         with m.If(expired):
             d += executing.eq(0)
         with m.If(response.valid):
-            d += loading.eq(0)
+            d += [loading.eq(0), dropped.eq(0)]
+        with m.If(forwarding):
+            d += [loading.eq(0), forwarding.eq(0)]
+        with m.If(answer & ~goes_on):
+            d += polling.eq(0)
+        with m.If(look):
+            d += [loading.eq(1), look_at.eq(look_at + period)]
+        with m.If((issue & is_store) != self.has_written):
+            d += pending.eq(Mux(self.has_written, pending - 1, pending + 1))
         with m.If(issue):
             d += full.eq(0)
+            with m.If(is_read):
+                d += [loading.eq(1), load_id.eq(op.id), forwarding.eq(forward)]
             with m.Switch(kind):
-                with m.Case(OperationKind.EXECUTE):
+                with m.Case(K.EXECUTE):
                     d += [executing.eq(1), until.eq(self.now + op.cycles)]
-                with m.Case(OperationKind.LOAD, OperationKind.MMIO_READ):
-                    d += [loading.eq(1), load_id.eq(op.id)]
-                with m.Case(OperationKind.HALT):
+                with m.Case(K.POLL):
+                    d += [polling.eq(1), until.eq(self.now + op.cycles), look_at.eq(self.now + op.argument)]
+                    d += [looked.eq(mine), compared.eq(op.data[:64]), period.eq(op.argument)]
+                with m.Case(K.STORE):
+                    d += [youngest.eq(op.data[:64]), youngest_row.eq(op.address[3:11]), youngest_size.eq(op.size)]
+                with m.Case(K.ATOMIC):
+                    d += youngest_size.eq(0)
+                with m.Case(K.HALT):
                     d += halted.eq(1)
-                with m.Case(OperationKind.CLI):
+                with m.Case(K.CLI):
                     d += masked.eq(1)
-                with m.Case(OperationKind.STI, OperationKind.IRET):
+                with m.Case(K.STI, K.IRET):
                     d += masked.eq(0)
         with m.If(take):
-            d += [masked.eq(1), halted.eq(0), executing.eq(0), full.eq(0)]
+            d += [masked.eq(1), halted.eq(0), executing.eq(0), polling.eq(0), full.eq(0)]
+            d += dropped.eq(polling & loading & ~answer)
         self.issue_event.emit(m, issue, id=op.id, kind=op.kind)
-        self.load_event.emit(m, response.valid, id=response.payload.id, data=response.payload.data)
+        self.load_event.emit(m, answer, id=load_id, data=value)
         self.interrupt_event.emit(
             m,
             take,
@@ -132,17 +213,25 @@ class SimpleCore(Elaboratable):
             squashed=host.interrupt.squashed,
         )
         self.issued.increment(m, issue)
+        self.forwarded.increment(m, forwarding)
         return m
 
 
 class SlowMemory(Elaboratable):
-    """One access at a time, each answered ``latency`` cycles after it was taken; "refreshes" now and then."""
+    """One access at a time, each answered ``latency`` cycles after it was taken; "refreshes" now and then.
 
-    def __init__(self, cores, latency, broken):
-        self._cores, self.latency, self.broken = cores, latency, broken
+    With ``devices`` a refresh also writes its number, as a device would; see ``hw.machine.DeviceWrite``. What it
+    shows of that, and what it tells the cores, comes one cycle after it is done, all alike.
+    """
+
+    def __init__(self, cores, latency, *, broken, devices, wrong_read):
+        self._cores, self.latency = cores, latency
+        self.broken, self.devices, self.wrong_read = broken, devices, wrong_read
         self.now = Signal(NOW_WIDTH)
         self.quiet = Signal()
-        self.rows = RAM(width=64, depth=ROWS, domain="uncore")
+        self.accepted, self.done = Signal(), Signal()
+        self.line, self.mask, self.data = Signal(LINE_ADDRESS_WIDTH), Signal(LINE_BYTES), Signal(LINE_BITS)
+        self.rows = Memory(shape=64, depth=ROWS, init=[])
         self.answer = Timer("uncore")
         self.refresh = Timer("uncore", background=True)
         self.access_event = Probe("uncore", "an access was taken", core=2, row=8, write=1)
@@ -154,25 +243,49 @@ class SlowMemory(Elaboratable):
         m.submodules.rows = self.rows
         inputs = [core.request.output for core in self._cores]
         outputs = [core.response.input for core in self._cores]
-        busy, write, ident, owner = Signal(), Signal(), Signal(8), Signal(range(max(2, len(inputs))))
+        busy, answers, ident, owner = Signal(), Signal(), Signal(8), Signal(range(max(2, len(inputs))))
         done_at, refresh_at = Signal(NOW_WIDTH), Signal(NOW_WIDTH, init=500)
-        done, refresh, start, waiting = Signal(), Signal(), Signal(), Signal()
-        chosen, request = Signal.like(owner), Signal(Request)
+        done, refresh, start, waiting, telling = (Signal() for _ in range(5))
+        chosen, request, result = Signal.like(owner), Signal(Request), Signal(64)
+        device_waits, device_starts, refreshes = Signal(), Signal(), Signal(8)
+
+        read, write = self.rows.read_port(domain="comb"), self.rows.write_port(domain="uncore", granularity=8)
+        old, new, operand, compare = Signal(64), Signal(64), Signal(64), Signal(64)
+        equal = ((old ^ compare) & bits(lanes(request.size))) == 0
+        with m.Switch(request.function):
+            for function, value in (
+                (AtomicFunction.EXCHANGE, operand),
+                (AtomicFunction.ADD, old + operand),
+                (AtomicFunction.AND, old & operand),
+                (AtomicFunction.OR, old | operand),
+                (AtomicFunction.XOR, old ^ operand),
+                (AtomicFunction.COMPARE_EXCHANGE, Mux(equal, operand, old)),
+            ):
+                with m.Case(function):
+                    m.d.comb += new.eq(value)
 
         for index, source in reversed(list(enumerate(inputs))):
             with m.If(source.valid):
                 m.d.comb += [chosen.eq(index), request.eq(source.payload)]
             m.d.comb += source.ready.eq(start & (chosen == index))
+        wrong = self.wrong_read & (request.row == WRONG_ROW)
         m.d.comb += [
             waiting.eq(Cat(source.valid for source in inputs).any()),
-            start.eq(waiting & ~busy),
-            done.eq(busy & (self.now >= done_at) & (write | Array(o.ready for o in outputs)[owner])),
+            device_starts.eq(device_waits & ~busy),
+            start.eq(waiting & ~busy & ~device_waits),
+            done.eq(busy & (self.now >= done_at) & (~answers | Array(o.ready for o in outputs)[owner])),
             refresh.eq(self.now >= refresh_at),
-            self.rows.read_enable.eq(start),
-            self.rows.read_address.eq(request.row),
-            self.rows.write_enable.eq(start & request.write),
-            self.rows.write_address.eq(request.row),
-            self.rows.write_data.eq(request.data),
+            read.addr.eq(request.row),
+            old.eq(read.data),
+            operand.eq(request.data[:64]),
+            compare.eq(request.data[64:]),
+            write.en.eq(Mux(device_starts, ~0, Mux(start & request.write, lanes(request.size), 0))),
+            write.addr.eq(Mux(device_starts, DEVICE_ROW, request.row)),
+            write.data.eq(Mux(device_starts, refreshes, Mux(request.atomic, new, operand))),
+            self.accepted.eq(refresh if self.devices else 0),
+            self.line.eq(DEVICE_ROW // (LINE_BYTES // ROW_BYTES)),
+            self.mask.eq((1 << ROW_BYTES) - 1),
+            self.data.eq(refreshes + 1),
             self.answer.armed.eq(busy),
             self.answer.deadline.eq(done_at),
             self.refresh.armed.eq(1),
@@ -180,22 +293,32 @@ class SlowMemory(Elaboratable):
         ]
         for index, sink in enumerate(outputs):
             m.d.comb += [
-                sink.valid.eq(busy & ~write & (self.now >= done_at) & (owner == index)),
+                sink.valid.eq(busy & answers & (self.now >= done_at) & (owner == index)),
                 sink.payload.id.eq(ident),
-                sink.payload.data.eq(self.rows.read_data),
+                sink.payload.data.eq(result),
+            ]
+        m.d.uncore += [telling.eq(start), self.done.eq(device_starts)]
+        for index, core in enumerate(self._cores):
+            m.d.uncore += [
+                core.has_read.eq(start & request.read & (chosen == index)),
+                core.has_written.eq(start & request.write & (chosen == index)),
+                core.read_id.eq(request.id),
             ]
         with m.If(start):
             m.d.uncore += [
                 busy.eq(1),
                 owner.eq(chosen),
-                write.eq(request.write),
+                answers.eq(request.read | ~request.write),
                 ident.eq(request.id),
+                result.eq(old ^ wrong),
                 done_at.eq(self.now + self.latency),
             ]
         with m.If(done):
             m.d.uncore += busy.eq(0)
+        with m.If(device_starts):
+            m.d.uncore += device_waits.eq(0)
         with m.If(refresh):
-            m.d.uncore += refresh_at.eq(refresh_at + 500)
+            m.d.uncore += [refresh_at.eq(refresh_at + 500), refreshes.eq(refreshes + 1), device_waits.eq(self.devices)]
         crossings = Cat(
             side
             for core in self._cores
@@ -203,11 +326,14 @@ class SlowMemory(Elaboratable):
         ).all()
         ignored = 1 if self.broken else ~start
         m.d.comb += self.quiet.eq(
-            (crossings | (self.broken and ~busy)) & ~(busy & (self.now >= done_at)) & ~refresh & ignored
+            (crossings | (self.broken and ~busy))
+            & ~(busy & (self.now >= done_at))
+            & ~(refresh | device_starts | telling | self.done)
+            & ignored
         )
         self.access_event.emit(m, start, core=chosen, row=request.row, write=request.write)
         self.refresh_event.emit(m, refresh)
-        self.reads.increment(m, start & ~request.write)
+        self.reads.increment(m, start & request.read)
         return m
 
 
@@ -258,13 +384,27 @@ class SmallMachine(Elaboratable):
     """Two cores, memory, wire."""
 
     broken = False
+    devices = True
+    wrong_read = False
+    wrong_forward = False
 
     def __init__(self, config):
         self.config = config
         core_domains = [f"core{index}" for index in range(config.core.count)]
         self.domains = [*core_domains, "uncore", "nic"]
-        self.core = [SimpleCore(domain) for domain in core_domains]
-        self.memory = SlowMemory(self.core, config.llc.latency * 5, self.broken)
+        self.core = [SimpleCore(domain, self.wrong_forward) for domain in core_domains]
+        self.memory = SlowMemory(
+            self.core,
+            config.llc.latency * 5,
+            broken=self.broken,
+            devices=self.devices,
+            wrong_read=self.wrong_read,
+        )
+        if self.devices:
+            memory = self.memory
+            self.device_write = SimpleNamespace(
+                accepted=memory.accepted, line=memory.line, mask=memory.mask, data=memory.data, done=memory.done
+            )
         self.end = WireEnd(self.core)
         self.host = [core.host for core in self.core]
         self.wire = self.end.wire
@@ -286,3 +426,21 @@ class BrokenMachine(SmallMachine):
     """Its memory sleeps through requests until its next deadline."""
 
     broken = True
+
+
+class PlainMachine(SmallMachine):
+    """Without devices that write."""
+
+    devices = False
+
+
+class WrongReadMachine(SmallMachine):
+    """Every read of one row comes out with a wrong bit."""
+
+    wrong_read = True
+
+
+class WrongForwardMachine(SmallMachine):
+    """Its cores forward from a store that has not all bytes of the load."""
+
+    wrong_forward = True

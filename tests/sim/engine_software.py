@@ -3,8 +3,9 @@
 import random
 import time
 
+from hw.bus.core import AtomicFunction
 from hw.bus.core import OperationKind as K
-from sim.engine.engine import WakeKind
+from sim.engine.engine import Notify, WakeKind
 
 LIMIT = 40
 
@@ -26,8 +27,8 @@ async def busy(engine, *, frames=4, batches=LIMIT, seed=1, dawdle=False, ticks=N
 
     def feed(core, context):
         for _ in range(rng.randrange(1, 4)):
-            address = rng.randrange(16) * 8
-            match rng.randrange(7):
+            address = rng.randrange(4, 18) * 8  # the last two are also written by a device
+            match rng.randrange(11):
                 case 0:
                     engine.push(context, K.EXECUTE.value, cycles=rng.choice((1, 2, 30, 400)), uops=9)
                 case 1:
@@ -42,7 +43,22 @@ async def busy(engine, *, frames=4, batches=LIMIT, seed=1, dawdle=False, ticks=N
                 case 5:
                     engine.push(context, K.STORE.value, address=address, size=4, data=b"abcd")
                 case 6:
-                    engine.push(context, K.LOAD.value, address=address, size=rng.choice((1, 8)), notify=True)
+                    engine.push(context, K.LOAD.value, address=address, size=rng.choice((1, 8)), notify=Notify.COMPLETE)
+                case 7:
+                    engine.push(context, K.LOAD.value, address=address, size=rng.choice((4, 8)), notify=Notify.ISSUE)
+                case 8:
+                    data = rng.randbytes(8) + rng.choice((bytes(8), rng.randbytes(8)))
+                    function = rng.choice(list(AtomicFunction)).value
+                    notify = rng.choice((Notify.NO, Notify.COMPLETE))
+                    size = rng.choice((1, 2, 4, 8))
+                    engine.push(context, K.ATOMIC.value, address, size, data, notify=notify, argument=function)
+                case 9:
+                    cycles, period = rng.choice((20, 300)), rng.choice((1, 50))
+                    value = rng.choice((0, int.from_bytes(b"abcd", "little")))
+                    engine.push(context, K.POLL.value, address, 4, value, cycles, notify=True, argument=period)
+                case 10:
+                    engine.push(context, K.STORE.value, address=address, size=4, data=0)
+                    engine.push(context, K.LOAD.value, address=address, size=rng.choice((4, 8)), notify=Notify.ISSUE)
 
     while any(left.values()):
         until = None if ticks is None else engine.tick + ticks
