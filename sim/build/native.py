@@ -90,7 +90,7 @@ def build_native(design: Design, waves: bool = False) -> NativeBuild:
     flags = VERILATOR_FLAGS + (TRACE_FLAGS if waves else [])
     key = digest(
         verilog.key(),
-        *(file.read_bytes() for file in (LOOP, LOOP.with_name("issuer.h"))),
+        *(file.read_bytes() for file in (LOOP, LOOP.with_name("issuer.h"), LOOP.with_name("shadow.h"))),
         Path(__file__).read_bytes(),
         json.dumps([flags, _cxx_flags(), tools.verilator().version, tools.compiler().version, _python_abi()]),
     )
@@ -224,6 +224,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         f"constexpr unsigned CORES = {len(cores)};",
         f"constexpr unsigned COUNTERS = {len(manifest.counters)};",
         f"constexpr unsigned WIRE_DOMAIN = {manifest.wire_domain};",
+        f"constexpr int DEVICE_DOMAIN = {manifest.device_domain};",
         f"constexpr int64_t PERIOD[] = {_braces(domain.period for domain in manifest.domains)};",
         f"constexpr unsigned CORE_DOMAIN[] = {_braces(manifest.core_domains)};",
         f"constexpr uint64_t TICKS_PER_SECOND = {manifest.ticks_per_second}u;",
@@ -257,6 +258,11 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         ("bool operation_ready(unsigned i) const", "operation_ready"),
         ("bool issue(unsigned i) const", "issue"),
         ("uint8_t issue_id(unsigned i) const", "issue_id"),
+        ("bool sampled(unsigned i) const", "sampled"),
+        ("uint8_t sampled_id(unsigned i) const", "sampled_id"),
+        ("bool visible(unsigned i) const", "visible"),
+        ("bool fault(unsigned i) const", "fault"),
+        ("uint8_t fault_id(unsigned i) const", "fault_id"),
         ("bool completion_valid(unsigned i) const", "completion_valid"),
         ("bool interrupt_taken(unsigned i) const", "interrupt_taken"),
         ("uint64_t interrupt(unsigned i) const", "interrupt"),
@@ -267,6 +273,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         ("const uint32_t* completion(unsigned i)", "completion"),
     ):
         lines += _switch(signature, "i", (f"return &top.core{i}_{member}[0];" for i in cores), "return nullptr;")
+    lines += _device_write(manifest.device_domain >= 0)
     lines += _switch(
         "void set_operation_valid(unsigned i, bool valid)",
         "i",
@@ -311,6 +318,16 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
     lines += ["};", "}", ""]
     assert width["core0_operation_payload"] > 64 and width["core0_interrupt"] <= 64 and width["wire_payload"] > 64
     return "\n".join(lines)
+
+
+def _device_write(there: bool) -> list[str]:
+    return [
+        f"bool device_write_accepted() const {{ return {'top.device_write_accepted' if there else 'false'}; }}",
+        f"uint64_t device_write_line() const {{ return {'top.device_write_line' if there else '0'}; }}",
+        f"uint64_t device_write_mask() const {{ return {'top.device_write_mask' if there else '0'}; }}",
+        f"const uint32_t* device_write_data() const {{ return {'&top.device_write_data[0]' if there else 'nullptr'}; }}",
+        f"bool device_write_done() const {{ return {'top.device_write_done' if there else 'false'}; }}",
+    ]
 
 
 def _braces(values) -> str:
