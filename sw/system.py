@@ -85,7 +85,7 @@ class System:
         boot = kernel.cpus[BOOT_CORE]
         self.adapter = IxgbeAdapter.make(kernel, ring_size, itr_us, promiscuous, BOOT_CORE)
         kernel.reserve_socks(len(ports))
-        allocate = kernel.memblock.allocate
+        allocate = kernel.allocate_user
         self.sinks = [Sink(number, allocate(BUFFER_BYTES), rcvbuf, read) for number in ports]
         self.computes: list[Compute] = []
         self._tasks = [kernel.new_task(f"sink:{sink.port}", boot, PRIORITY_NORMAL, sink.main) for sink in self.sinks]

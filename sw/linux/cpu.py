@@ -50,6 +50,7 @@ class Cpu(Core):
     """One core with the kernel's per-CPU data.
 
     Arguments:
+        text: address of each function's code.
         kernel: the kernel that runs here.
         percpu: address of this core's :data:`PERCPU`.
         runqueue: address of this core's run queue (``sw.linux.sched.RQ``).
@@ -63,11 +64,12 @@ class Cpu(Core):
         port: CorePort,
         record: Record,
         costs: Mapping[str, Cost],
+        text: Mapping[str, int],
         kernel: "Kernel",
         percpu: int,
         runqueue: int,
     ):
-        super().__init__(index, port, record, costs)
+        super().__init__(index, port, record, costs, text)
         self.kernel = kernel
         self.preempt_count_address = percpu + PERCPU.preempt_count.offset
         self.softirq_pending_address = percpu + PERCPU.softirq_pending.offset

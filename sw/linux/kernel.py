@@ -8,7 +8,7 @@ from sw.costs import Cost
 from sw.linux.cpu import NET_RX_SOFTIRQ, PERCPU, Cpu
 from sw.linux.irq import common_interrupt
 from sw.linux.list import init_list_head
-from sw.linux.mm import KmemCache, MemBlock, PageAllocator
+from sw.linux.mm import PAGE_SIZE, KmemCache, MemBlock, PageAllocator, lay_out_text
 from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
 from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
 from sw.linux.net.ipv4 import LOCAL_TABLE_BYTES, init_local_table
@@ -29,6 +29,7 @@ from sw.linux.sched import (
 from sw.linux.skb import SK_BUFF
 from sw.linux.socket import SOCK
 from sw.linux.softirq import ksoftirqd
+from sw.paging import PageSize, PageTables, virtual
 from sw.port import CorePort
 
 __all__ = ["Kernel"]
@@ -36,6 +37,9 @@ __all__ = ["Kernel"]
 
 class Kernel:
     """One kernel on all cores of a machine.
+
+    Its own addresses are physical ones, mapped by pages of 1 GiB as Linux maps all memory; programs have pages of
+    4 KiB. All tasks share one set of page tables.
 
     Arguments:
         port: the engine's side of the cores.
@@ -72,8 +76,9 @@ class Kernel:
         # Addresses, as the linker and the early boot would fix them
         self.memblock = MemBlock(dram_bytes)
         allocate = self.memblock.allocate
+        self.text = lay_out_text(costs, self.memblock)
         self.cpus = [
-            Cpu(i, port, record, costs, self, percpu=allocate(PERCPU.size), runqueue=allocate(RQ.size))
+            Cpu(i, port, record, costs, self.text, self, percpu=allocate(PERCPU.size), runqueue=allocate(RQ.size))
             for i in range(cores)
         ]
         self.ptype_base = allocate(PTYPE_BYTES)
@@ -81,6 +86,8 @@ class Kernel:
         self.udp_table = allocate(UDP_TABLE_BYTES)
         self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs)
         self.pages = PageAllocator(self.memblock)
+        self.page_tables = PageTables(allocate)
+        self._page_table_entries = list(self.page_tables.map(0, dram_bytes, PageSize.GIB_1))
 
         # From addresses and numbers in memory to what they stand for
         self.tasks: dict[int, Task] = {}
@@ -115,6 +122,12 @@ class Kernel:
         self.tasks[task.address] = task
         return task
 
+    def allocate_user(self, size: int) -> int:
+        """Memory for a program, in pages of 4 KiB; its virtual address."""
+        address = self.memblock.allocate(size, PAGE_SIZE)
+        self._page_table_entries += self.page_tables.map(address, size, PageSize.KIB_4)
+        return virtual(address, PageSize.KIB_4)
+
     def allocate_sock(self) -> int:
         """Memory for one socket; sockets are few and stay."""
         return self._socks.pop()
@@ -125,6 +138,8 @@ class Kernel:
 
     async def start_kernel(self, cpu: Cpu, tasks: Sequence[Task]) -> None:
         """Write every structure to memory and make ``tasks`` runnable; runs on the boot core before anything else."""
+        for address, entry in self._page_table_entries:
+            cpu.store(address, entry, 8)
         self.pages.init(cpu)
         self.skb_cache.init(cpu)
         init_packet_types(cpu)

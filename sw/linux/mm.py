@@ -3,13 +3,18 @@
 Like per-CPU lists in the kernel, these have no lock: they are used with softirqs disabled, on one core.
 """
 
+from collections.abc import Mapping
+
 from sw.core import LINE, function
+from sw.costs import Cost
 from sw.linux.cpu import Cpu
 from sw.structs import Struct
 
-__all__ = ["PAGE_SIZE", "KmemCache", "MemBlock", "OutOfMemoryError", "PageAllocator"]
+__all__ = ["PAGE_SIZE", "KmemCache", "MemBlock", "OutOfMemoryError", "PageAllocator", "lay_out_text"]
 
 PAGE_SIZE = 4096
+
+_TEXT_ALIGNMENT = 16
 
 #: ``struct page``: a line each, in an array by page frame number.
 STRUCT_PAGE = Struct(LINE, next=8, refcount=4)
@@ -37,6 +42,23 @@ class MemBlock:
         if self.next > self.size:
             raise OutOfMemoryError(f"{self.size} bytes of DRAM are too few: {self.next} are needed at boot")
         return address
+
+
+def lay_out_text(costs: Mapping[str, Cost], memblock: MemBlock) -> Mapping[str, int]:
+    """Where the code of each function lies: one after another, on 16 bytes each, as GCC aligns functions.
+
+    No instructions are there; a function's lines take room in the instruction cache when it runs.
+    """
+    sizes = {
+        name: (cost.text_bytes + _TEXT_ALIGNMENT - 1) // _TEXT_ALIGNMENT * _TEXT_ALIGNMENT
+        for name, cost in costs.items()
+    }
+    address = memblock.allocate(sum(sizes.values()), PAGE_SIZE)
+    text = {}
+    for name, size in sizes.items():
+        text[name] = address
+        address += size
+    return text
 
 
 class PageAllocator:

@@ -238,12 +238,13 @@ async def context_switch(cpu: Cpu, previous: Task, following: Task) -> None:
 
 @function()
 async def cpu_idle(cpu: Cpu) -> None:
-    """The idle task: sleep until an interrupt brings work.
+    """The idle task, the first on its core: switch translation on, then sleep until an interrupt brings work.
 
     An interrupt between STI and HALT is caught by its own exit, which preempts the idle task when a task has woken.
     """
     kernel = cpu.kernel
     cpu.idle_context = cpu.current
+    cpu.write_cr3(kernel.page_tables.root)
     while True:
         cpu.cli()
         if await cpu.load(cpu.need_resched_address, 4) or await cpu.get(cpu.runqueue, RQ.bitmap):
