@@ -43,19 +43,20 @@ class _State(enum.Enum, shape=4):
 class Mmu(wiring.Component):
     """Translates for one core.
 
-    Timing, for a page first asked for at edge t and in no first-level TLB: it hits at edge t + ``tlb.l2_latency`` if the
-    second level has it. If not, the first load of the walk is offered at that edge, each further one in the cycle
-    after the answer to the one before it, and the page hits in the cycle after the last: with n loads that each take a
-    cycles from edge to edge, at edge t + ``tlb.l2_latency`` + n × (a + 1). A fault shows then, too. Filling the second
-    level takes one more cycle, in which the next miss waits.
+    Timing, for a page first asked for at edge t and in no first-level TLB: it hits at edge t + ``tlb.l2_latency`` if
+    the second level has it. If not, the first load of the walk is offered at that edge, each further one in the cycle
+    after the answer to the one before it, and the page hits in the cycle after the last: with n loads that each take
+    ``a`` cycles from offer to answer, at edge t + ``tlb.l2_latency`` + n * (a + 1). A fault shows then, too. Filling
+    the second level takes one more cycle, in which the next miss waits.
 
     A miss is seen through even if nobody asks for the page any more; pages that hit do so meanwhile. WRITE_CR3 and
     INVLPG cut it short, so that nothing read before them enters a TLB.
 
-    Table addresses are physical. Page tables and directories are found by the caches of paging structures: a walk needs 1,
-    2 or 4 loads (one less for 2 MiB, two less for 1 GiB pages). INVLPG drops the page from all TLBs and empties these caches,
-    as the architecture asks (Intel SDM volume 3, 4.10.4.1); two INVLPG in consecutive cycles empty the second level for
-    pages up to 2 MiB, which it allows. No PCIDs, no global pages, no rights: nothing but "not present" faults.
+    A walk to a 4 KiB page needs 4 loads, 2 if the cache of directories knows the directory, 1 if that of page tables
+    knows the table; to a 2 MiB page 3 or 1, to a 1 GiB page 2. INVLPG drops the page from all TLBs and empties these
+    caches, as the architecture asks (Intel SDM volume 3, 4.10.4.1); two INVLPG in consecutive cycles empty the second
+    level for pages up to 2 MiB, which is allowed. No PCIDs, no global pages, no rights; accessed and
+    dirty bits are not written.
 
     Ports:
         port: the core port asks, see :class:`hw.bus.translate.TranslatePort`.

@@ -21,7 +21,7 @@ class Walker(wiring.Component):
     """Walks x86-64's four levels of page tables, from the table it is told to the page.
 
     Started at edge t, it offers its first load from t + 1 on, and the next one in the cycle after each answer. ``done``
-    is high at the edge at which the last answer comes. A table's entry that is not present ends the walk with ``fault``.
+    is high at the edge at which the last answer comes. An entry that is not present ends the walk with ``fault``.
 
     Ports:
         start: begin at this edge, unless ``busy``: ``page`` is looked for from a table of ``level`` (0: page table; 3:
@@ -29,8 +29,8 @@ class Walker(wiring.Component):
         drop: forget the walk. It stays ``busy`` until the load in flight has been answered, and is never ``done``.
         busy: a load is offered or in flight.
         table_found: at this edge, the entry for ``page`` says that the table of ``found_level`` lies at ``frame``.
-        done: at this edge, the walk has ended: ``fault``, or a page of ``size`` at ``frame`` (its address bits 39:12, the
-            lowest of which mean nothing for a large page), after ``loads`` loads.
+        done: at this edge, the walk has ended: ``fault``, or a page of ``size`` at ``frame`` (its address bits 39:12,
+            the lowest of which mean nothing for a large page), after ``loads`` loads.
         load: to the L1 data cache.
         answer_valid, answer: from it; of a use that is not WALK, not for the walker.
         quiet: see docs/architecture.md.
