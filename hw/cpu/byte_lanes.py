@@ -1,19 +1,37 @@
-"""Byte addresses and the byte lanes of a cache line."""
+"""Virtual addresses and the byte lanes of a cache line."""
 
-from amaranth.hdl import Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BYTES
+from hw.bus.core import VIRTUAL_ADDRESS_WIDTH
+from hw.bus.tilelink import LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
+from hw.bus.translate import FRAME_WIDTH
 
-__all__ = ["ByteAddress", "LaneMask"]
+__all__ = ["LaneMask", "VirtualAddress"]
 
 
-class ByteAddress(data.Struct):
-    """A physical address, split into the line and the byte in it."""
+class VirtualAddress(data.Struct):
+    """A virtual address, split into the page, the line in it, and the byte in that."""
 
     offset: 6
-    line: LINE_ADDRESS_WIDTH
+    line_in_page: 6
+    frame: FRAME_WIDTH  #: the frame that every table maps this page to, see docs/core.md
+    tables: VIRTUAL_ADDRESS_WIDTH - PHYSICAL_ADDRESS_WIDTH  #: only choose which tables describe the page
+
+    @property
+    def page(self):
+        """Number of the page."""
+        return Cat(self.frame, self.tables)
+
+    def line_in(self, frame):
+        """Number of the line when the page lies in ``frame`` of physical memory."""
+        return Cat(self.line_in_page, frame)
+
+    @property
+    def line(self):
+        """Number of the line in physical memory, by what every table says."""
+        return self.line_in(self.frame)
 
 
 class LaneMask(wiring.Component):

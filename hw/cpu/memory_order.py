@@ -8,20 +8,23 @@ from amaranth.utils import ceil_log2
 
 from hw.bus.core import OP_ID_WIDTH
 
+from .reorder_window import POSITION_WIDTH
+
 __all__ = ["MemoryOrder"]
 
 
 class _Entry(data.Struct):
     store: 1
     id: OP_ID_WIDTH
+    position: POSITION_WIDTH
 
 
 class MemoryOrder(wiring.Component):
     """Counts and names the loads in flight, and releases each store when every earlier load is complete.
 
     Total store order lets a store become visible only after every load before it has its value. So loads and stores
-    wait in a window, in program order. Its head leaves, one per cycle, when it is a load that is complete, or a store,
-    which is thereby released.
+    wait in a ring, in program order. Its head leaves, one per cycle, when it is a load that is complete, or a store,
+    which is thereby released: they retire. Where the head is in the reorder window tells how much of that is used.
 
     Whether the load with a given id is in flight is the exclusive or of two bits per id, one flipped when it
     issues, the other when it completes: two small memories instead of comparisons with every load in flight.
@@ -35,17 +38,19 @@ class MemoryOrder(wiring.Component):
         ValueError: when ``loads`` is not 1 to 255 or ``stores`` is not positive.
 
     Attributes:
-        load: ``In(1)``, load ``id`` issues at this edge; only when not ``loads_full``, ``full`` or ``busy``.
+        load: ``In(1)``, load ``id`` issues at this edge; only when not ``loads_full`` or ``full``. No other
+            load in flight has that id.
         store: ``In(1)``, a store issues at this edge; only when not ``full``. Never together with ``load``.
-        id: ``In(8)``, the operation about to issue.
-        busy: ``Out(1)``, an earlier load that is in flight has the same id.
+        id: ``In(8)``, the load about to issue.
+        position: ``In(18)``, where in the reorder window it issues.
         after: ``In(8)``, an operation to wait for.
         after_pending: ``Out(1)``, it is in flight.
         complete: ``In(1)``, load ``complete_id`` completes at this edge.
         complete_id: ``In(8)``.
         loads_full: ``Out(1)``, no more loads.
-        full: ``Out(1)``, the window is full: neither loads nor stores.
+        full: ``Out(1)``, the ring is full: neither loads nor stores.
         idle: ``Out(1)``, no load is in flight.
+        oldest: ``Out(18)``, unless ``idle``: the position of the oldest that has not left.
         release: ``Out(1)``, at this edge the oldest store not yet released may be sent.
         quiet: ``Out(1)``, the next edge changes nothing.
     """
@@ -56,14 +61,14 @@ class MemoryOrder(wiring.Component):
         if stores < 1:
             raise ValueError(f"at least 1 store must be able to wait, not {stores}")
         self.loads, self.domain = loads, domain
-        #: Loads and stores that may lie between the oldest that has not left and the youngest.
-        self.window = 1 << ceil_log2(loads + stores)
+        #: Loads and stores in the ring.
+        self.depth = 1 << ceil_log2(loads + stores)
         super().__init__(
             {
                 "load": In(1),
                 "store": In(1),
                 "id": In(OP_ID_WIDTH),
-                "busy": Out(1),
+                "position": In(POSITION_WIDTH),
                 "after": In(OP_ID_WIDTH),
                 "after_pending": Out(1),
                 "complete": In(1),
@@ -71,6 +76,7 @@ class MemoryOrder(wiring.Component):
                 "loads_full": Out(1),
                 "full": Out(1),
                 "idle": Out(1),
+                "oldest": Out(POSITION_WIDTH),
                 "release": Out(1),
                 "quiet": Out(1),
             }
@@ -99,32 +105,32 @@ class MemoryOrder(wiring.Component):
 
         head_id = Signal(OP_ID_WIDTH)
         head_pending = bit(issued, head_id) != bit(completed, head_id)
-        own_completed = bit(completed, self.id)
         m.d.comb += [
-            self.busy.eq(bit(issued, self.id) != own_completed),
             self.after_pending.eq(bit(issued, self.after) != bit(completed, self.after)),
             issue.en.eq(self.load),
             issue.addr.eq(self.id),
-            issue.data.eq(~own_completed),
+            issue.data.eq(~bit(completed, self.id)),
             finish.en.eq(self.complete),
             finish.addr.eq(self.complete_id),
             finish.data.eq(bit(issued, self.complete_id)),
         ]
 
-        # Window
-        m.submodules.entries = entries = Memory(shape=_Entry, depth=self.window, init=[])
+        # The ring
+        m.submodules.entries = entries = Memory(shape=_Entry, depth=self.depth, init=[])
         enter, oldest = entries.write_port(domain=self.domain), entries.read_port(domain="comb")
-        head, tail = Signal(range(self.window)), Signal(range(self.window))
-        level = Signal(range(self.window + 1))
+        head, tail = Signal(range(self.depth)), Signal(range(self.depth))
+        level = Signal(range(self.depth + 1))
         leaving = Signal()
         m.d.comb += [
-            self.full.eq(level == self.window),
+            self.full.eq(level == self.depth),
             enter.en.eq(self.load | self.store),
             enter.addr.eq(tail),
             enter.data.store.eq(self.store),
             enter.data.id.eq(self.id),
+            enter.data.position.eq(self.position),
             oldest.addr.eq(head),
             head_id.eq(oldest.data.id),
+            self.oldest.eq(oldest.data.position),
         ]
         with m.If(level != 0):
             m.d.comb += [
