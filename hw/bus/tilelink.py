@@ -118,8 +118,11 @@ class ChannelC(data.Struct):
     opcode: OpcodeC
     param: Shrink
     source: SOURCE_WIDTH  #: in a Release: comes back in the ReleaseAck
+    #: In RELEASE_DATA from an L1 to its exclusive L2, which gets clean lines with their data, too: the line differs
+    #: from what is below. Elsewhere a message with data is always of a dirty line.
+    dirty: 1
     line: LINE_ADDRESS_WIDTH
-    data: LINE_BITS  #: in PROBE_ACK_DATA and RELEASE_DATA: the dirty line
+    data: LINE_BITS  #: in PROBE_ACK_DATA and RELEASE_DATA
 
 
 class ChannelD(data.Struct):
