@@ -25,7 +25,7 @@ inline long signed_of(PyObject* object) {
     return value;
 }
 
-// Two items of a tuple: a place (address, size), a field (offset, size), a cost (cycles, micro-operations).
+// Two items of a tuple: a place (address, size), a field (offset, size).
 inline std::pair<uint64_t, uint64_t> pair_of(PyObject* object) {
     if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 2) {
         PyErr_SetString(PyExc_TypeError, "a tuple of two numbers is needed");
@@ -122,10 +122,22 @@ PyObject* make_pending(int64_t handle, PyObject* value = nullptr) {
 
 // ---- Issuer
 
+// What a name costs: sw.issue.Charge.
 struct Charge {
     uint64_t cycles = 0;
     uint64_t uops = 0;
+    uint64_t text = 0;  // physical address
+    uint64_t lines = 0;
 };
+
+inline Charge charge_of(PyObject* object) {
+    if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 4) {
+        PyErr_SetString(PyExc_TypeError, "a cost is a tuple of four numbers");
+        throw nb::python_error();
+    }
+    return {unsigned_of(PyTuple_GET_ITEM(object, 0)), unsigned_of(PyTuple_GET_ITEM(object, 1)),
+            unsigned_of(PyTuple_GET_ITEM(object, 2)), unsigned_of(PyTuple_GET_ITEM(object, 3))};
+}
 
 class IssuerState {
 public:
@@ -136,20 +148,39 @@ public:
     uint32_t tag = 0;
     int context = -1;
 
-    int64_t queue(Kind kind, uint64_t address, uint64_t size, uint64_t cycles, uint64_t uops, Notify notify,
-                  const uint8_t* data = nullptr) {
+    // An operation of one micro-operation.
+    int64_t queue(Kind kind, uint64_t address, uint64_t size, uint8_t notify, int64_t after = -1,
+                  const uint8_t* data = nullptr, uint64_t cycles = 0, int64_t argument = 0) {
         Operation op;
-        Loop::fill(op, kind, address, size, cycles, uops);
-        if (data) std::memcpy(op.data, data, size);
-        const int64_t handle = loop_.queue(context, op, notify);
-        loop_.tag(static_cast<uint16_t>(tag));
-        return handle;
+        Loop::fill(op, kind, address, size, cycles, 1, argument);
+        if (data) std::memcpy(op.data, data, data_bytes(op.kind, op.size));
+        return queue(op, notify, after);
+    }
+
+    // One of none.
+    int64_t control(Kind kind, uint64_t address, uint8_t notify, int64_t argument) {
+        Operation op;
+        Loop::fill(op, kind, address, 0, 0, 0, argument);
+        return queue(op, notify, -1);
     }
 
     int64_t next_handle() const { return loop_.next_handle(); }
 
-    void execute(uint64_t cycles, uint64_t uops) {
-        if (cycles) queue(EXECUTE, 0, 0, cycles, std::min(uops, UOPS_MAX), Notify::NO);
+    void execute(Charge charge, int64_t after = -1) {
+        if (!charge.cycles) return;
+        // More micro-operations than an operation can stand for become several of equal shares, the text with the first.
+        const uint64_t wanted = std::min((charge.uops + UOPS_MAX - 1) / UOPS_MAX, charge.cycles);
+        const uint64_t parts = std::max(wanted, uint64_t{1});
+        for (uint64_t n = 0; n < parts; ++n) {
+            const uint64_t cycles = (n + 1) * charge.cycles / parts - n * charge.cycles / parts;
+            const uint64_t uops = (n + 1) * charge.uops / parts - n * charge.uops / parts;
+            Operation op;
+            Loop::fill(op, EXECUTE, charge.text, 0, cycles, std::min(std::max(uops, uint64_t{1}), UOPS_MAX),
+                       static_cast<int64_t>(charge.lines));
+            queue(op, Notify::NO, after);
+            charge.text = charge.lines = 0;
+            after = -1;
+        }
     }
 
     // The charge of a function.
@@ -157,9 +188,8 @@ public:
         while (charges_.size() <= number) {
             PyObject* name = PyList_GetItem(functions_.ptr(), static_cast<Py_ssize_t>(charges_.size()));
             if (!name) throw nb::python_error();
-            Charge charge;
-            if (PyObject* cost = cost_of(name)) std::tie(charge.cycles, charge.uops) = pair_of(cost);
-            charges_.push_back(charge);
+            PyObject* cost = cost_of(name);
+            charges_.push_back(cost ? charge_of(cost) : Charge{});
         }
         return charges_[number];
     }
@@ -171,15 +201,17 @@ public:
         return cost;
     }
 
-    int64_t load(uint64_t address, uint64_t size, Notify notify) { return queue(LOAD, address, size, 0, 1, notify); }
+    int64_t load(uint64_t address, uint64_t size, uint8_t notify, int64_t after) {
+        return queue(LOAD, address, size, notify, after);
+    }
 
     // One load for each line; returns the handle of the last.
-    int64_t load_pieces(uint64_t address, uint64_t size, bool number) {
+    int64_t load_pieces(uint64_t address, uint64_t size, uint8_t notify, int64_t after, bool number) {
         loop_.open_group(context, number ? Group::NUMBER : Group::BYTES, size);
         int64_t last = -1;
         for (uint64_t done = 0; done < size;) {
             const uint64_t length = std::min(size - done, LINE_BYTES - (address + done) % LINE_BYTES);
-            last = load(address + done, length, Notify::GROUP);
+            last = load(address + done, length, notify | Notify::GROUP, after);
             done += length;
         }
         return last;
@@ -190,7 +222,7 @@ public:
         int64_t last = -1;
         for (Py_ssize_t n = 0; n < count; ++n) {
             const auto [address, size] = pair_of(places[n]);
-            last = load(address, size, Notify::GROUP);
+            last = load(address, size, Notify::ISSUE | Notify::GROUP, -1);
         }
         return last;
     }
@@ -207,14 +239,20 @@ public:
         }
         for (uint64_t done = 0;;) {
             const uint64_t room = LINE_BYTES - (address + done) % LINE_BYTES;
-            const uint64_t length = kind == STORE ? std::min(size - done, room) : size;
-            queue(kind, address + done, length, 0, 1, Notify::NO, data + done);
+            const uint64_t length = kind == MMIO_WRITE ? size : std::min(size - done, room);
+            queue(kind, address + done, length, Notify::NO, -1, data + done);
             done += length;
             if (done >= size) return;
         }
     }
 
 private:
+    int64_t queue(Operation& op, uint8_t notify, int64_t after) {
+        const int64_t handle = loop_.queue(context, op, notify, after);
+        loop_.tag(static_cast<uint16_t>(tag));
+        return handle;
+    }
+
     nb::object engine_;
     Loop& loop_;
     nb::dict costs_;
@@ -307,8 +345,7 @@ bool begin_call(std::vector<Activation>& stack, Call& call) {
             const uint32_t mode = call.mode < 0 ? caller & ~FUNCTION_MASK : static_cast<uint32_t>(call.mode);
             issuer.tag = mode | call.number;
             stack.push_back({nb::steal(std::exchange(call.code, nullptr)), nb::borrow(call.issuer), caller});
-            const Charge& charge = issuer.charge(call.number);
-            issuer.execute(charge.cycles, charge.uops);
+            issuer.execute(issuer.charge(call.number));
             return true;
         },
         false);
@@ -424,30 +461,50 @@ PyObject* issuer_method(PyObject* self, Arguments args, Py_ssize_t count) {
     return guarded([&] { return method(state_of(self), args, count); }, nullptr);
 }
 
+// The same with one argument by name, `after`: a handle; -1 without it.
+template <PyObject* (*method)(IssuerState&, Arguments, Py_ssize_t, int64_t), Py_ssize_t least, Py_ssize_t most>
+PyObject* issuer_after_method(PyObject* self, Arguments args, Py_ssize_t count, PyObject* names) {
+    if (count < least || count > most) {
+        PyErr_Format(PyExc_TypeError, "takes %zd to %zd arguments, not %zd", least, most, count);
+        return nullptr;
+    }
+    if (names && (PyTuple_GET_SIZE(names) != 1 ||
+                  PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "after") != 0)) {
+        PyErr_SetString(PyExc_TypeError, "the only argument by name is after");
+        return nullptr;
+    }
+    return guarded([&] { return method(state_of(self), args, count, names ? signed_of(args[count]) : -1); }, nullptr);
+}
+
 PyObject* issuer_enter(IssuerState& issuer, Arguments args, Py_ssize_t) {
     issuer.context = static_cast<int>(signed_of(args[0]));
     const auto tag = static_cast<uint32_t>(unsigned_of(args[1]));
     return PyLong_FromUnsignedLong(std::exchange(issuer.tag, tag));
 }
 
-PyObject* loaded(IssuerState& issuer, uint64_t address, uint64_t size) {
-    if (address % LINE_BYTES + size > LINE_BYTES) return make_pending(issuer.load_pieces(address, size, size <= 8));
-    return make_pending(issuer.load(address, size, Notify::YES));
+PyObject* loaded(IssuerState& issuer, uint64_t address, uint64_t size, uint8_t notify, int64_t after) {
+    if (address % LINE_BYTES + size > LINE_BYTES)
+        return make_pending(issuer.load_pieces(address, size, notify, after, size <= 8));
+    return make_pending(issuer.load(address, size, notify, after));
 }
 
-PyObject* issuer_load(IssuerState& issuer, Arguments args, Py_ssize_t) {
-    return loaded(issuer, unsigned_of(args[0]), unsigned_of(args[1]));
+PyObject* issuer_load(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
+    return loaded(issuer, unsigned_of(args[0]), unsigned_of(args[1]), Notify::ISSUE, after);
+}
+
+PyObject* issuer_load_now(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
+    return loaded(issuer, unsigned_of(args[0]), unsigned_of(args[1]), Notify::COMPLETE, after);
 }
 
 PyObject* issuer_get(IssuerState& issuer, Arguments args, Py_ssize_t) {
     const auto [offset, size] = pair_of(args[1]);
-    return loaded(issuer, unsigned_of(args[0]) + offset, size);
+    return loaded(issuer, unsigned_of(args[0]) + offset, size, Notify::ISSUE, -1);
 }
 
-PyObject* issuer_load_bytes(IssuerState& issuer, Arguments args, Py_ssize_t) {
+PyObject* issuer_load_bytes(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
     const uint64_t size = unsigned_of(args[1]);
     if (!size) return make_pending(-1, PyBytes_FromStringAndSize(nullptr, 0));
-    return make_pending(issuer.load_pieces(unsigned_of(args[0]), size, false));
+    return make_pending(issuer.load_pieces(unsigned_of(args[0]), size, Notify::ISSUE, after, false));
 }
 
 PyObject* issuer_load_all(IssuerState& issuer, Arguments args, Py_ssize_t count) {
@@ -455,17 +512,17 @@ PyObject* issuer_load_all(IssuerState& issuer, Arguments args, Py_ssize_t count)
     return make_pending(issuer.load_all(args, count));
 }
 
-PyObject* issuer_load_begin(IssuerState& issuer, Arguments args, Py_ssize_t) {
-    return PyLong_FromLongLong(issuer.load(unsigned_of(args[0]), unsigned_of(args[1]), Notify::YES));
+PyObject* issuer_load_begin(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
+    return PyLong_FromLongLong(issuer.load(unsigned_of(args[0]), unsigned_of(args[1]), Notify::ISSUE, after));
 }
 
-PyObject* issuer_touch(IssuerState& issuer, Arguments args, Py_ssize_t) {
-    issuer.load(unsigned_of(args[0]), unsigned_of(args[1]), Notify::NO);
+PyObject* issuer_touch(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
+    issuer.load(unsigned_of(args[0]), unsigned_of(args[1]), Notify::NO, after);
     return none();
 }
 
 PyObject* issuer_prefetch(IssuerState& issuer, Arguments args, Py_ssize_t) {
-    issuer.queue(PREFETCH, unsigned_of(args[0]), 1, 0, 1, Notify::NO);
+    issuer.queue(PREFETCH, unsigned_of(args[0]), 1, Notify::NO);
     return none();
 }
 
@@ -480,9 +537,39 @@ PyObject* issuer_put(IssuerState& issuer, Arguments args, Py_ssize_t) {
     return none();
 }
 
+PyObject* issuer_store_nt(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    issuer.store(STORE_NT, unsigned_of(args[0]), args[1], unsigned_of(args[2]));
+    return none();
+}
+
+PyObject* issuer_clflush(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    issuer.queue(CLFLUSH, unsigned_of(args[0]), 1, Notify::NO);
+    return none();
+}
+
+PyObject* issuer_atomic(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    const uint64_t data[LINE_BYTES / 8] = {unsigned_of(args[3]), count > 4 ? unsigned_of(args[4]) : 0};
+    return make_pending(issuer.queue(ATOMIC, unsigned_of(args[0]), unsigned_of(args[1]), Notify::COMPLETE, -1,
+                                     reinterpret_cast<const uint8_t*>(data), 0, signed_of(args[2])));
+}
+
+PyObject* issuer_poll(IssuerState& issuer, Arguments args, Py_ssize_t) {
+    const uint64_t size = unsigned_of(args[1]);
+    uint64_t value = 0;
+    if (PyBytes_Check(args[2])) {
+        Loop::check_length(static_cast<size_t>(PyBytes_GET_SIZE(args[2])), size);
+        std::memcpy(&value, PyBytes_AS_STRING(args[2]), std::min(size, uint64_t{8}));
+    } else {
+        value = Loop::number_of(args[2], size);
+    }
+    return make_pending(issuer.queue(POLL, unsigned_of(args[0]), size, Notify::COMPLETE, -1,
+                                     reinterpret_cast<const uint8_t*>(&value), unsigned_of(args[3]),
+                                     signed_of(args[4])));
+}
+
 PyObject* issuer_mmio_read(IssuerState& issuer, Arguments args, Py_ssize_t count) {
     const uint64_t size = count > 1 ? unsigned_of(args[1]) : 4;
-    return make_pending(issuer.queue(MMIO_READ, unsigned_of(args[0]), size, 0, 1, Notify::YES));
+    return make_pending(issuer.queue(MMIO_READ, unsigned_of(args[0]), size, Notify::COMPLETE));
 }
 
 PyObject* issuer_mmio_write(IssuerState& issuer, Arguments args, Py_ssize_t count) {
@@ -490,30 +577,34 @@ PyObject* issuer_mmio_write(IssuerState& issuer, Arguments args, Py_ssize_t coun
     return none();
 }
 
-PyObject* issuer_execute(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+PyObject* issuer_execute(IssuerState& issuer, Arguments args, Py_ssize_t count, int64_t after) {
     const long times = count > 1 ? signed_of(args[1]) : 1;
+    Charge charge;
     if (PyLong_Check(args[0])) {
-        const int64_t cycles = signed_of(args[0]) * times;
-        if (cycles > 0) issuer.execute(static_cast<uint64_t>(cycles), static_cast<uint64_t>(cycles));
-        return none();
+        const long cycles = signed_of(args[0]);
+        if (cycles > 0) charge.cycles = charge.uops = static_cast<uint64_t>(cycles);
+    } else {
+        PyObject* cost = issuer.cost_of(args[0]);
+        if (!cost) {
+            PyErr_SetObject(PyExc_KeyError, args[0]);
+            return nullptr;
+        }
+        charge = charge_of(cost);
     }
-    PyObject* cost = issuer.cost_of(args[0]);
-    if (!cost) {
-        PyErr_SetObject(PyExc_KeyError, args[0]);
-        return nullptr;
-    }
-    const auto [cycles, uops] = pair_of(cost);
-    if (times > 0) issuer.execute(cycles * static_cast<uint64_t>(times), uops * static_cast<uint64_t>(times));
+    charge.cycles *= static_cast<uint64_t>(std::max(times, 0L));
+    charge.uops *= static_cast<uint64_t>(std::max(times, 0L));
+    issuer.execute(charge, after);
     return none();
 }
 
-PyObject* issuer_plain(IssuerState& issuer, Arguments args, Py_ssize_t) {
-    issuer.queue(static_cast<Kind>(signed_of(args[0])), 0, 0, 0, 0, Notify::NO);
+PyObject* issuer_plain(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    issuer.control(static_cast<Kind>(signed_of(args[0])), count > 1 ? unsigned_of(args[1]) : 0, Notify::NO, 0);
     return none();
 }
 
-PyObject* issuer_wait(IssuerState& issuer, Arguments args, Py_ssize_t) {
-    return make_pending(issuer.queue(static_cast<Kind>(signed_of(args[0])), 0, 0, 0, 0, Notify::YES));
+PyObject* issuer_wait(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    const int64_t argument = count > 1 ? signed_of(args[1]) : 0;
+    return make_pending(issuer.control(static_cast<Kind>(signed_of(args[0])), 0, Notify::COMPLETE, argument));
 }
 
 PyObject* issuer_next_handle(IssuerState& issuer, Arguments, Py_ssize_t) {
@@ -548,22 +639,32 @@ PyObject* issuer_routine(IssuerState&, Arguments args, Py_ssize_t) {
 #define ISSUER_METHOD(name, least, most) \
     {#name, reinterpret_cast<PyCFunction>(issuer_method<issuer_##name, least, most>), METH_FASTCALL, nullptr}
 
+#define ISSUER_AFTER_METHOD(name, least, most)                                                      \
+    {#name, reinterpret_cast<PyCFunction>(                                                          \
+                reinterpret_cast<void (*)()>(issuer_after_method<issuer_##name, least, most>)),     \
+     METH_FASTCALL | METH_KEYWORDS, nullptr}
+
 PyMethodDef issuer_methods[] = {
     ISSUER_METHOD(enter, 2, 2),
-    ISSUER_METHOD(load, 2, 2),
+    ISSUER_AFTER_METHOD(load, 2, 2),
+    ISSUER_AFTER_METHOD(load_now, 2, 2),
     ISSUER_METHOD(get, 2, 2),
-    ISSUER_METHOD(load_bytes, 2, 2),
+    ISSUER_AFTER_METHOD(load_bytes, 2, 2),
     ISSUER_METHOD(load_all, 0, -1),
-    ISSUER_METHOD(load_begin, 2, 2),
-    ISSUER_METHOD(touch, 2, 2),
+    ISSUER_AFTER_METHOD(load_begin, 2, 2),
+    ISSUER_AFTER_METHOD(touch, 2, 2),
     ISSUER_METHOD(prefetch, 1, 1),
     ISSUER_METHOD(store, 3, 3),
     ISSUER_METHOD(put, 3, 3),
+    ISSUER_METHOD(store_nt, 3, 3),
+    ISSUER_METHOD(clflush, 1, 1),
+    ISSUER_METHOD(atomic, 4, 5),
+    ISSUER_METHOD(poll, 5, 5),
     ISSUER_METHOD(mmio_read, 1, 2),
     ISSUER_METHOD(mmio_write, 2, 3),
-    ISSUER_METHOD(execute, 1, 2),
-    ISSUER_METHOD(plain, 1, 1),
-    ISSUER_METHOD(wait, 1, 1),
+    ISSUER_AFTER_METHOD(execute, 1, 2),
+    ISSUER_METHOD(plain, 1, 2),
+    ISSUER_METHOD(wait, 1, 2),
     ISSUER_METHOD(next_handle, 0, 0),
     ISSUER_METHOD(routine, 1, 1),
     {"call", reinterpret_cast<PyCFunction>(issuer_call), METH_FASTCALL, nullptr},
@@ -571,6 +672,7 @@ PyMethodDef issuer_methods[] = {
 };
 
 #undef ISSUER_METHOD
+#undef ISSUER_AFTER_METHOD
 
 void issuer_dealloc(PyObject* self) {
     state_of(self).~IssuerState();

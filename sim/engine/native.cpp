@@ -16,6 +16,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -27,6 +28,7 @@
 #include <vector>
 
 #include "ports.h"
+#include "shadow.h"
 
 namespace nb = nanobind;
 
@@ -41,14 +43,61 @@ using Tick = int64_t;
 using Clock = std::chrono::steady_clock;
 
 constexpr Tick NEVER = std::numeric_limits<Tick>::max();
-constexpr unsigned LINE_BYTES = 64;
 constexpr unsigned IDS = 256;
 
 enum WakeKind { EMPTY, COMPLETION, INTERRUPT, IDLE, LIMIT };  // sw.port.WakeKind
 enum Jump { OFF, ALL, RANDOM };                               // sim.engine.engine.Jump
-enum Kind { EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IRET };  // hw.bus.core
+// hw.bus.core.OperationKind
+enum Kind {
+    EXECUTE,
+    LOAD,
+    STORE,
+    PREFETCH,
+    MMIO_READ,
+    MMIO_WRITE,
+    FENCE,
+    HALT,
+    CLI,
+    STI,
+    IRET,
+    ATOMIC,
+    POLL,
+    LFENCE,
+    SFENCE,
+    STORE_NT,
+    CLFLUSH,
+    WRITE_CR3,
+    INVLPG,
+    KINDS
+};
+constexpr const char* KIND_NAMES[KINDS] = {"EXECUTE", "LOAD",   "STORE",  "PREFETCH", "MMIO_READ", "MMIO_WRITE", "FENCE",
+                                           "HALT",    "CLI",    "STI",    "IRET",     "ATOMIC",    "POLL",       "LFENCE",
+                                           "SFENCE",  "STORE_NT", "CLFLUSH", "WRITE_CR3", "INVLPG"};
 
-constexpr bool completes(unsigned kind) { return kind == LOAD || kind == MMIO_READ || kind == FENCE; }
+// A set of kinds; those of sim/engine/loop.py.
+template <class... K>
+constexpr uint32_t kinds(K... which) {
+    return (... | (1u << which));
+}
+constexpr bool in(uint32_t set, unsigned kind) { return set >> kind & 1; }
+constexpr uint32_t COMPLETING = kinds(LOAD, MMIO_READ, FENCE, ATOMIC, POLL, LFENCE, SFENCE);
+constexpr uint32_t SIZED = kinds(LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, ATOMIC, POLL, STORE_NT, CLFLUSH);
+constexpr uint32_t ADDRESSED = SIZED | kinds(EXECUTE, WRITE_CR3, INVLPG);
+constexpr uint32_t WRITING = kinds(STORE, MMIO_WRITE, POLL, STORE_NT);
+constexpr uint32_t MMIO = kinds(MMIO_READ, MMIO_WRITE);
+constexpr uint32_t TIMED = kinds(EXECUTE, POLL);
+constexpr uint32_t ARGUED = kinds(EXECUTE, HALT, ATOMIC, POLL);
+constexpr unsigned ATOMIC_BYTES = 16;
+
+// Bytes of data an operation brings.
+constexpr size_t data_bytes(unsigned kind, unsigned size) {
+    return kind == ATOMIC ? ATOMIC_BYTES : in(WRITING, kind) ? size : 0;
+}
+
+// When software hears of an operation: sw.port.Notify. With GROUP, only of the last of its group.
+namespace Notify {
+enum : uint8_t { NO, COMPLETE, ISSUE, GROUP = 4 };
+}
 
 // An operation as software pushed it, and as it is recorded. The layout is that of sim.engine.engine.OPERATION_DTYPE.
 struct Operation {
@@ -59,15 +108,17 @@ struct Operation {
     uint32_t cycles = 0;
     int32_t context = -1;
     uint16_t uops = 0;
+    uint16_t argument = 0;
     uint8_t kind = 0;
     uint8_t size = 0;
-    uint8_t notify = 0;       // a Notify; recorded: whether it is not NO
+    uint8_t notify = 0;       // recorded: without GROUP
     uint8_t core = 0;         // recorded: where it was handed over
     uint8_t after_valid = 0;  // recorded: as it was handed over
     uint8_t after_id = 0;
     uint8_t data[LINE_BYTES] = {};
+    uint8_t padding[6] = {};
 };
-static_assert(sizeof(Operation) == 48 + LINE_BYTES);
+static_assert(sizeof(Operation) == 56 + LINE_BYTES);
 
 // One row of the event log. The layout is that of sim.observe.log.LOG_DTYPE.
 struct Event {
@@ -92,15 +143,12 @@ struct Wake {
     nb::object data = {};  // what was read
 };
 
-// What software wants to hear of an operation: nothing; its completion; that of the last of its group.
-enum class Notify : uint8_t { NO, YES, GROUP };
-
-// Loads of one context whose completions are told together, when the last of them completes, under its handle.
+// Loads of one context whose values are told together, when the last of them has its own, under its handle.
 struct Group {
     enum Shape { LIST, BYTES, NUMBER };  // of what is told: values in order; all bytes in order; those as a number
     Shape shape;
     int64_t first;  // handle
-    unsigned left = 0;  // loads that are not complete
+    unsigned left = 0;  // loads that have not told their values
     nb::list values;
     std::vector<std::pair<unsigned, unsigned>> places;  // in bytes: start and length of each load
     std::vector<uint8_t> bytes;
@@ -109,7 +157,7 @@ struct Group {
 struct Context {
     std::deque<Operation> queue;
     std::vector<Group> groups;
-    unsigned waiting = 0;  // operations pushed with notify that are not complete
+    unsigned waiting = 0;  // operations that are to notify and have not
     int core = -1;
     bool due = false;  // tell by EMPTY when it has nothing left
     bool alive = true;
@@ -118,13 +166,20 @@ struct Context {
 // What was handed over under an operation number.
 struct Flight {
     int64_t handle = -1;
+    uint64_t address = 0;
+    uint64_t order = 0;   // how many operations of its core issued before it
+    Tick issued_at = -1;
     int32_t context = -1;
     uint32_t cycles = 0;
     uint16_t uops = 0;
+    uint16_t argument = 0;
     uint8_t kind = 0;
     uint8_t size = 0;
-    Notify notify = Notify::NO;
-    bool open = false;  // will complete, and has not
+    uint8_t notify = Notify::NO;
+    bool open = false;     // will complete, and has not
+    bool sampled = false;  // the cache has read it: `held` is what memory held; POLL: the first that is not its data
+    uint8_t value[LINE_BYTES] = {};  // LOAD: its value, from its issue on; else the data it brought
+    uint8_t held[LINE_BYTES] = {};
 };
 
 struct Core {
@@ -141,7 +196,7 @@ struct Core {
     uint8_t after_id = 0;
     bool last_issued = true;  // the operation handed over last
     Operation last;
-    int executing = -1;  // number of the EXECUTE issued last
+    int working = -1;    // number of the EXECUTE or POLL issued last
     int halted = -1;     // number of a HALT it sits in
     std::array<Flight, IDS> flight;
     std::vector<int64_t> issued;
@@ -165,6 +220,18 @@ public:
 private:
     uint64_t state_;
 };
+
+[[noreturn]] void raise(const nb::object& type, const std::string& message) {
+    PyErr_SetString(type.ptr(), message.c_str());
+    throw nb::python_error();
+}
+
+std::string hex(const uint8_t* bytes, size_t size) {
+    std::string result;
+    for (size_t n = 0; n < size; ++n)
+        for (const int digit : {bytes[n] >> 4, bytes[n] & 15}) result += "0123456789abcdef"[digit];
+    return result;
+}
 
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
@@ -320,9 +387,11 @@ private:
 
 class Loop {
 public:
-    Loop(nb::object wake, nb::list kinds, int jump, uint64_t seed, bool record, bool profile, const std::string& waves)
-        : model_(waves), wake_(std::move(wake)), kinds_(std::move(kinds)), jump_(static_cast<Jump>(jump)),
-          random_(seed), record_(record), profile_(profile) {}
+    Loop(nb::object wake, nb::list kinds, nb::object coherence_error, nb::object page_fault_error, int jump,
+         uint64_t seed, bool record, bool profile, const std::string& waves)
+        : model_(waves), wake_(std::move(wake)), kinds_(std::move(kinds)),
+          coherence_error_(std::move(coherence_error)), page_fault_error_(std::move(page_fault_error)),
+          jump_(static_cast<Jump>(jump)), random_(seed), record_(record), profile_(profile) {}
 
     // ---- Contexts, operations, frames
 
@@ -355,30 +424,34 @@ public:
     }
 
     int64_t push(int number, int kind, uint64_t address, int size, nb::handle data, uint64_t cycles, uint64_t uops,
-                 int64_t after, bool notify) {
-        if (after < -1 || after >= static_cast<int64_t>(complete_.size()))
-            refuse("after must be the handle of an operation, not " + std::to_string(after));
+                 int64_t after, int notify, int argument) {
         Operation op;
-        fill(op, kind, address, static_cast<uint64_t>(std::max(size, 0)), cycles, uops);
+        fill(op, kind, address, static_cast<uint64_t>(std::max(size, 0)), cycles, uops, argument);
         fill_data(op, data);
-        op.after = after;
-        return queue(number, op, notify ? Notify::YES : Notify::NO);
+        if (notify < Notify::NO || notify > Notify::ISSUE)
+            refuse("notify must be between 0 and 2, not " + std::to_string(notify));
+        return queue(number, op, static_cast<uint8_t>(notify), after);
     }
 
     // The same without Python: `op` is filled.
-    int64_t queue(int number, Operation& op, Notify notify) {
-        if (notify != Notify::NO && !completes(op.kind) && op.kind != HALT)
+    int64_t queue(int number, Operation& op, uint8_t notify, int64_t after = -1) {
+        if (after < -1 || after >= next_handle())
+            refuse("after must be the handle of an operation, not " + std::to_string(after));
+        if (notify != Notify::NO && !in(COMPLETING, op.kind) && op.kind != HALT)
             refuse("an operation of kind " + std::to_string(op.kind) + " never completes: it cannot notify");
+        if (notify & Notify::ISSUE && op.kind != LOAD)
+            refuse("an operation of kind " + std::to_string(op.kind) + " has no value when it issues");
         Context& context = find(number);
-        op.notify = static_cast<uint8_t>(notify);
+        op.notify = notify;
+        op.after = after;
         op.context = number;
-        op.handle = static_cast<int64_t>(complete_.size());
+        op.handle = next_handle();
         op.not_before = tick_;
-        complete_.push_back(!completes(op.kind));
+        complete_.push_back(!in(COMPLETING, op.kind));
         context.queue.push_back(op);
         context.waiting += notify != Notify::NO;
         context.due = true;
-        if (notify == Notify::GROUP) join(context.groups.back(), op);
+        if (notify & Notify::GROUP) join(context.groups.back(), op);
         if (context.core >= 0 && context.queue.size() == 1) change(cores_[context.core]);
         return op.handle;
     }
@@ -395,27 +468,38 @@ public:
     }
 
     // Everything of an operation but its data.
-    static void fill(Operation& op, int kind, uint64_t address, uint64_t size, uint64_t cycles, uint64_t uops) {
-        if (kind < EXECUTE || kind > IRET) refuse("there is no operation of kind " + std::to_string(kind));
-        const bool memory = kind >= LOAD && kind <= MMIO_WRITE;
+    static void fill(Operation& op, int kind, uint64_t address, uint64_t size, uint64_t cycles, uint64_t uops,
+                     int64_t argument) {
+        if (kind < EXECUTE || kind >= KINDS) refuse("there is no operation of kind " + std::to_string(kind));
+        const bool sized = in(SIZED, kind), addressed = in(ADDRESSED, kind), timed = in(TIMED, kind);
         const unsigned width = ports::OPERATION_ADDRESS_WIDTH;
-        if (memory && address >> width)
+        if (addressed && address >> width)
             refuse("an address has " + std::to_string(width) + " bits, not " + std::to_string(address));
-        if (memory && (size < 1 || size > LINE_BYTES))
+        if (sized && (size < 1 || size > LINE_BYTES))
             refuse("size must be between 1 and 64 bytes, not " + std::to_string(size));
-        if (memory && address % LINE_BYTES + size > LINE_BYTES)
+        if (sized && address % LINE_BYTES + size > LINE_BYTES)
             refuse(std::to_string(size) + " bytes at address " + std::to_string(address) +
                    " cross a line of 64 bytes");
-        if ((kind == MMIO_READ || kind == MMIO_WRITE) && size != 4 && size != 8)
+        if (in(MMIO, kind) && size != 4 && size != 8)
             refuse("an MMIO access has 4 or 8 bytes, not " + std::to_string(size));
-        if (kind == EXECUTE && (cycles < 1 || cycles > 0xFFFFFFFFu))
+        if (kind == ATOMIC && ((size != 1 && size != 2 && size != 4 && size != 8) || address % size))
+            refuse("an ATOMIC has 1, 2, 4 or 8 bytes, aligned, not " + std::to_string(size) + " at address " +
+                   std::to_string(address));
+        if (kind == ATOMIC && (argument < EXCHANGE || argument > COMPARE_EXCHANGE))
+            refuse("there is no atomic function " + std::to_string(argument));
+        if (kind == POLL && size > 8) refuse("a POLL looks at up to 8 bytes, not " + std::to_string(size));
+        if (timed && (cycles < 1 || cycles > 0xFFFFFFFFu))
             refuse("cycles must be between 1 and 4294967295, not " + std::to_string(cycles));
         if (uops > 0xFFFF) refuse("uops must be between 0 and 65535, not " + std::to_string(uops));
+        if (argument < 0 || argument > 0xFFFF)
+            refuse("argument must be between 0 and 65535, not " + std::to_string(argument));
+        if (kind == POLL && !argument) refuse("a POLL looks again after at least 1 cycle, not 0");
         op.kind = static_cast<uint8_t>(kind);
-        op.address = memory ? address : 0;
-        op.size = static_cast<uint8_t>(memory ? size : 0);
-        op.cycles = static_cast<uint32_t>(kind == EXECUTE ? cycles : 0);
+        op.address = addressed ? address : 0;
+        op.size = static_cast<uint8_t>(sized ? size : 0);
+        op.cycles = static_cast<uint32_t>(timed ? cycles : 0);
         op.uops = static_cast<uint16_t>(uops);
+        op.argument = static_cast<uint16_t>(in(ARGUED, kind) ? argument : 0);
     }
 
     // An int to be written as `size` bytes.
@@ -573,13 +657,16 @@ private:
     }
 
     static void fill_data(Operation& op, nb::handle data) {
-        if (op.kind != STORE && op.kind != MMIO_WRITE) return;
+        const size_t size = data_bytes(op.kind, op.size);
+        if (!size) return;
+        if (op.kind == ATOMIC && !(PyBytes_Check(data.ptr()) && PyBytes_GET_SIZE(data.ptr()) == ATOMIC_BYTES))
+            refuse("data of an ATOMIC must be 16 bytes");
         if (PyBytes_Check(data.ptr())) {
-            check_length(static_cast<size_t>(PyBytes_GET_SIZE(data.ptr())), op.size);
-            std::memcpy(op.data, PyBytes_AS_STRING(data.ptr()), op.size);
+            check_length(static_cast<size_t>(PyBytes_GET_SIZE(data.ptr())), size);
+            std::memcpy(op.data, PyBytes_AS_STRING(data.ptr()), size);
             return;
         }
-        const uint64_t value = number_of(data.ptr(), op.size);
+        const uint64_t value = number_of(data.ptr(), size);
         std::memcpy(op.data, &value, 8);
     }
 
@@ -761,6 +848,7 @@ private:
         });
         for (unsigned i = 0; i < CORES; ++i)
             if (due >> CORE_DOMAIN[i] & 1) core_edge(i, at);
+        becomes_visible(at, due);
         if (due >> WIRE_DOMAIN & 1) wire_edge(at);
 
         if (profile_)
@@ -781,39 +869,132 @@ private:
 
     void core_edge(unsigned i, Tick at) {
         Core& core = cores_[i];
-        if (model_.issue(i)) issue(core, model_.issue_id(i));
-        if (model_.completion_valid(i)) completion(core, i);
+        if (model_.issue(i)) issue(core, i, model_.issue_id(i), at);
+        if (model_.sampled(i)) sample(core.flight[model_.sampled_id(i)], i, at);
+        if (model_.completion_valid(i)) completion(core, i, at);
+        if (model_.fault(i))
+            raise(page_fault_error_, describe(core.flight[model_.fault_id(i)], i, at) + ": page not present");
         const bool interrupted = model_.interrupt_taken(i);
         if (interrupted && !replaying_) interrupt(core, i);
         hand_over(core, i, at, interrupted);
     }
 
-    static void issue(Core& core, uint8_t id) {
-        const Flight& flight = core.flight[id];
+    void issue(Core& core, unsigned i, uint8_t id, Tick at) {
+        Flight& flight = core.flight[id];
+        flight.order = core.issued.size();
+        flight.issued_at = at;
         core.issued.push_back(flight.handle);
         if (id == static_cast<uint8_t>(core.next_id - 1)) core.last_issued = true;
-        if (flight.kind == EXECUTE) core.executing = id;
-        if (flight.kind == HALT) core.halted = id;
+        const uint64_t address = physical(flight.address);
+        switch (flight.kind) {
+        case LOAD:
+            shadow_.bound(i, address, flight.size, flight.value);
+            if (flight.notify & Notify::ISSUE) tell(flight, i, flight.value);
+            break;
+        case STORE:
+        case ATOMIC: {
+            PendingStore store{flight.order, address, flight.size, flight.kind == ATOMIC,
+                               static_cast<uint8_t>(flight.argument)};
+            std::memcpy(store.data, flight.value, LINE_BYTES);
+            shadow_.issue(i, store);
+            break;
+        }
+        case HALT:
+            core.halted = id;
+            break;
+        case EXECUTE:
+        case POLL:
+            core.working = id;
+            break;
+        }
     }
 
-    void completion(Core& core, unsigned i) {
+    // The cache reads what an operation asked for: what memory holds now is what it must get.
+    void sample(Flight& flight, unsigned i, Tick at) {
+        if (!flight.open) return;  // a look of a POLL that an interrupt has ended
+        const uint64_t address = physical(flight.address);
+        if (shadow_.waits_for_store(i, flight.order, address, flight.size))
+            raise(coherence_error_,
+                  describe(flight, i, at) + ": read before an earlier store to it was visible");
+        std::array<uint8_t, LINE_BYTES> held;
+        shadow_.read(address, flight.size, held.data());
+        if (flight.kind == POLL && (flight.sampled || !std::memcmp(held.data(), flight.value, flight.size))) return;
+        std::memcpy(flight.held, held.data(), flight.size);
+        flight.sampled = true;
+    }
+
+    void completion(Core& core, unsigned i, Tick at) {
         const uint32_t* bits = model_.completion(i);
         Flight& flight = core.flight[get(bits, ports::COMPLETION_ID, ports::COMPLETION_ID_WIDTH)];
         if (!flight.open) return;
         flight.open = false;
         core.stale = true;
-        if (replaying_) return;
-        complete_[flight.handle] = true;
-        if (flight.notify == Notify::NO) return;
-        std::array<uint8_t, LINE_BYTES> data = {};
-        for (unsigned at = 0; at < flight.size; at += 8) {
-            const uint64_t chunk = get(bits, ports::COMPLETION_DATA + 8 * at, 64);
-            std::memcpy(data.data() + at, &chunk, 8);
+        complete(flight);
+        std::array<uint8_t, LINE_BYTES> got = {};
+        for (unsigned byte = 0; byte < flight.size; byte += 8) {
+            const uint64_t chunk = get(bits, ports::COMPLETION_DATA + 8 * byte, 64);
+            std::memcpy(got.data() + byte, &chunk, 8);
         }
+        if (!expected(flight, i, got.data(), at))
+            raise(coherence_error_, describe(flight, i, at) + ": got " + hex(got.data(), flight.size) + ", expected " +
+                                        (flight.sampled         ? hex(flight.held, flight.size)
+                                         : flight.kind == LOAD ? hex(flight.value, flight.size)
+                                                                : "no answer: it was not read"));
+        if (flight.notify & Notify::COMPLETE) tell(flight, i, flight.kind == LOAD ? flight.value : got.data());
+    }
+
+    void complete(const Flight& flight) {
+        if (!replaying_) complete_[flight.handle] = true;
+    }
+
+    // Whether an operation completes with what it must.
+    static bool expected(const Flight& flight, unsigned i, const uint8_t* got, Tick at) {
+        const auto is = [&](const uint8_t* bytes) { return !std::memcmp(got, bytes, flight.size); };
+        switch (flight.kind) {
+        case LOAD:
+            // One that was not read had its value forwarded from a store.
+            return is(flight.sampled ? flight.held : flight.value);
+        case ATOMIC:
+            return flight.sampled && is(flight.held);
+        case POLL: {
+            // It gives up by the clock, whatever memory holds then.
+            const Tick timeout = flight.issued_at + flight.cycles * PERIOD[CORE_DOMAIN[i]];
+            return (is(flight.value) && (!flight.sampled || at >= timeout)) || (flight.sampled && is(flight.held));
+        }
+        default:
+            return true;
+        }
+    }
+
+    // What becomes visible at a tick does so behind everything that is read at it.
+    void becomes_visible(Tick at, uint32_t due) {
+        for (unsigned i = 0; i < CORES; ++i)
+            if (due >> CORE_DOMAIN[i] & 1 && model_.visible(i) && !shadow_.visible(i))
+                raise(coherence_error_, "core " + std::to_string(i) + ", tick " + std::to_string(at) +
+                                            ": a store that had not issued became visible");
+        if (ports::DEVICE_DOMAIN < 0 || !(due >> ports::DEVICE_DOMAIN & 1)) return;
+        if (model_.device_write_accepted())
+            shadow_.device_accepted(model_.device_write_line(), model_.device_write_mask(),
+                                    model_.device_write_data());
+        if (model_.device_write_done() && !shadow_.device_done())
+            raise(coherence_error_, "tick " + std::to_string(at) +
+                                        ": a write by a device that had not been accepted became visible");
+    }
+
+    static std::string describe(const Flight& flight, unsigned i, Tick at) {
+        char address[24];
+        std::snprintf(address, sizeof address, "0x%llx", static_cast<unsigned long long>(flight.address));
+        return "core " + std::to_string(i) + ", tick " + std::to_string(at) + ": " + KIND_NAMES[flight.kind] + " of " +
+               std::to_string(flight.size) + " bytes at " + address + " (handle " + std::to_string(flight.handle) +
+               ")";
+    }
+
+    // Software hears of what it has waited for.
+    void tell(const Flight& flight, unsigned i, const uint8_t* data) {
         Wake wake{COMPLETION, static_cast<int>(i), flight.context, flight.handle};
-        if (flight.notify == Notify::YES)
-            wake.data = value_of(data.data(), flight.size);
-        else if (!gather(flight, data.data(), wake))
+        if (!(flight.notify & Notify::GROUP))
+            wake.data = value_of(data, flight.size);
+        else if (!gather(flight, data, wake))
             return;
         finish(std::move(wake));
     }
@@ -882,7 +1063,7 @@ private:
         const uint64_t remaining = taken >> ports::INTERRUPT_REMAINING & 0xFFFFFFFFu;
         if (core.halted >= 0) {
             const Flight& flight = core.flight[core.halted];
-            if (flight.notify != Notify::NO) finish({COMPLETION, static_cast<int>(i), flight.context, flight.handle});
+            if (flight.notify) finish({COMPLETION, static_cast<int>(i), flight.context, flight.handle});
             core.halted = -1;
         }
         if ((taken >> ports::INTERRUPT_SQUASHED & 1) && !core.last_issued) {
@@ -890,22 +1071,39 @@ private:
             contexts_[core.last.context]->queue.push_front(core.last);
             core.last_issued = true;
         }
-        if (remaining && core.executing >= 0) {
-            const Flight& flight = core.flight[core.executing];
-            Operation rest;
-            rest.kind = EXECUTE;
-            rest.handle = flight.handle;
-            rest.context = flight.context;
-            rest.cycles = static_cast<uint32_t>(remaining);
-            rest.uops = static_cast<uint16_t>(flight.uops * remaining / flight.cycles);
-            contexts_[rest.context]->queue.push_front(rest);
-        }
-        core.executing = -1;
+        if (core.working >= 0) set_aside(core.flight[core.working], static_cast<uint32_t>(remaining));
+        core.working = -1;
         const int interrupted = core.context;
         leave(core);
         core.offered = false;
         wakes_.push_back({INTERRUPT, static_cast<int>(i), interrupted,
                           static_cast<int64_t>(taken >> ports::INTERRUPT_VECTOR & 0xFF)});
+    }
+
+    // Put what an interrupt left of an EXECUTE or POLL in front of its context's queue.
+    void set_aside(Flight& flight, uint32_t remaining) {
+        Operation rest;
+        rest.kind = flight.kind;
+        rest.handle = flight.handle;
+        rest.context = flight.context;
+        rest.uops = flight.uops;
+        if (flight.kind == EXECUTE && remaining) {
+            // Without text: it had been fetched by and large, and is in the cache or near it.
+            rest.cycles = remaining;
+            rest.uops = static_cast<uint16_t>((uint64_t{flight.uops} * remaining + flight.cycles - 1) / flight.cycles);
+        } else if (flight.kind == POLL && flight.open) {
+            // It may have been cut short while its last look was on its way.
+            rest.cycles = std::max(remaining, 1u);
+            rest.address = flight.address;
+            rest.size = flight.size;
+            rest.notify = flight.notify;
+            rest.argument = flight.argument;
+            std::memcpy(rest.data, flight.value, LINE_BYTES);
+        } else {
+            return;
+        }
+        flight.open = false;
+        contexts_[rest.context]->queue.push_front(rest);
     }
 
     void hand_over(Core& core, unsigned i, Tick at, bool interrupted) {
@@ -924,14 +1122,24 @@ private:
         if (record_) {
             Operation& copy = recorded_.emplace_back(*op);
             copy.not_before = std::max(op->not_before, core.since);
-            copy.notify = op->notify != 0;
+            copy.notify &= ~Notify::GROUP;
             copy.core = static_cast<uint8_t>(i);
             copy.after_valid = core.after_valid;
             copy.after_id = core.after_id;
         }
-        const Notify notify = replaying_ ? Notify::NO : static_cast<Notify>(op->notify);
-        core.flight[core.next_id++] = {op->handle, op->context, op->cycles, op->uops,
-                                       op->kind,   op->size,    notify,     completes(op->kind)};
+        Flight& flight = core.flight[core.next_id++];
+        flight.handle = op->handle;
+        flight.address = op->address;
+        flight.context = op->context;
+        flight.cycles = op->cycles;
+        flight.uops = op->uops;
+        flight.argument = op->argument;
+        flight.kind = op->kind;
+        flight.size = op->size;
+        flight.notify = replaying_ ? Notify::NO : op->notify;
+        flight.open = in(COMPLETING, op->kind);
+        flight.sampled = false;
+        std::memcpy(flight.value, op->data, LINE_BYTES);
         core.offered = false;
         change(core);
         core.last_issued = false;
@@ -960,9 +1168,10 @@ private:
         put(words, ports::OPERATION_ID, ports::OPERATION_ID_WIDTH, core.next_id);
         put(words, ports::OPERATION_ADDRESS, ports::OPERATION_ADDRESS_WIDTH, op.address);
         put(words, ports::OPERATION_SIZE, ports::OPERATION_SIZE_WIDTH, op.size);
-        if (op.kind == STORE || op.kind == MMIO_WRITE) put_bytes(words, ports::OPERATION_DATA, op.data, op.size);
+        put_bytes(words, ports::OPERATION_DATA, op.data, data_bytes(op.kind, op.size));
         put(words, ports::OPERATION_CYCLES, ports::OPERATION_CYCLES_WIDTH, op.cycles);
         put(words, ports::OPERATION_UOPS, ports::OPERATION_UOPS_WIDTH, op.uops);
+        put(words, ports::OPERATION_ARGUMENT, ports::OPERATION_ARGUMENT_WIDTH, op.argument);
         put(words, ports::OPERATION_AFTER_VALID, 1, core.after_valid);
         put(words, ports::OPERATION_AFTER, ports::OPERATION_AFTER_WIDTH, core.after_id);
         if (!core.valid) model_.set_operation_valid(i, true);
@@ -1087,6 +1296,7 @@ private:
     Model model_;
     nb::object wake_;  // sw.port.Wake
     nb::list kinds_;   // the members of sw.port.WakeKind
+    nb::object coherence_error_, page_fault_error_;  // of sim.engine.engine
     Jump jump_;
     Random random_;
     bool record_;
@@ -1107,6 +1317,7 @@ private:
 
     std::vector<std::unique_ptr<Context>> contexts_;
     std::array<Core, CORES> cores_;
+    Shadow<CORES> shadow_;
     std::vector<bool> complete_;  // by handle
     std::vector<uint16_t> tags_;
     std::deque<Frame> frames_;
@@ -1128,13 +1339,14 @@ NB_MODULE(nicscope_native, m) {
     using namespace nb::literals;
     ready_types();
     nb::class_<Loop>(m, "Loop")
-        .def(nb::init<nb::object, nb::list, int, uint64_t, bool, bool, const std::string&>(), "wake"_a, "kinds"_a,
-             "jump"_a, "seed"_a, "record"_a, "profile"_a, "waves"_a)
+        .def(nb::init<nb::object, nb::list, nb::object, nb::object, int, uint64_t, bool, bool, const std::string&>(),
+             "wake"_a, "kinds"_a, "coherence_error"_a, "page_fault_error"_a, "jump"_a, "seed"_a, "record"_a,
+             "profile"_a, "waves"_a)
         .def("new_context", &Loop::new_context)
         .def("free_context", &Loop::free_context, "context"_a)
         .def("switch", &Loop::switch_to, "core"_a, "context"_a)
         .def("push", &Loop::push, "context"_a, "kind"_a, "address"_a = 0, "size"_a = 0, "data"_a = 0, "cycles"_a = 0,
-             "uops"_a = 0, "after"_a = -1, "notify"_a = false)
+             "uops"_a = 0, "after"_a = -1, "notify"_a = 0, "argument"_a = 0)
         .def("issuer", make_issuer, "costs"_a, "functions"_a)
         .def("take_tags", &Loop::take_tags)
         .def("push_frame", &Loop::push_frame, "data"_a, "packet"_a, "start"_a)

@@ -9,8 +9,9 @@ import numpy as np
 
 from sim.build.native import NativeBuild
 from sim.observe.log import LOG_DTYPE, log_sha256
+from sw.issue import Charge
 
-from .engine import OPERATION_DTYPE, Experiment, Jump, Recording, Wake, WakeKind
+from .engine import OPERATION_DTYPE, CoherenceError, Experiment, Jump, PageFaultError, Recording, Wake, WakeKind
 
 __all__ = ["NativeEngine"]
 
@@ -41,6 +42,8 @@ class NativeEngine:
         self._loop: Any = build.load().Loop(
             wake=Wake,
             kinds=list(WakeKind),
+            coherence_error=CoherenceError,
+            page_fault_error=PageFaultError,
             jump=int(jump),
             seed=seed,
             record=record,
@@ -62,7 +65,7 @@ class NativeEngine:
         """:meth:`run` for callers that are no coroutines."""
         return self._loop.run(until)
 
-    def issuer(self, costs: dict[str, tuple[int, int]], functions: list[str]) -> Any:
+    def issuer(self, costs: dict[str, Charge], functions: list[str]) -> Any:
         """What ``sw.issue.Issuer`` does, in C++."""
         return self._loop.issuer(costs, functions)
 
