@@ -155,7 +155,7 @@ class L1iConfig:
     def __post_init__(self):
         _power_of_two("l1i.size_kib", self.size_kib)
         _power_of_two("l1i.ways", self.ways)
-        _require(self.size_kib * 1024 >= self.ways * LINE_BYTES, "l1i.size_kib is too small for l1i.ways")
+        _power_of_two("l1i.size_kib * 1024 / 64 / l1i.ways (sets)", self.size_kib * 1024 // LINE_BYTES // self.ways, 2)
         _between("l1i.mshrs", self.mshrs, 1, 8)
 
     @property
