@@ -15,9 +15,11 @@ from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH, Timer
 
 from .byte_lanes import LaneMask
+from .completion_unit import CompletionUnit, Waiting
 from .execute_unit import ExecuteUnit
 from .fetch_register import FetchRegister
 from .interrupt_unit import InterruptUnit, sleep_exit_cycles
+from .issue_counters import IssueCounters
 from .load_unit import LoadUnit
 from .memory_order import MemoryOrder
 from .poll_unit import PollUnit
@@ -26,17 +28,6 @@ from .store_buffer import StoreBuffer
 from .write_combining import WriteCombining
 
 __all__ = ["CorePort", "Stall"]
-
-
-class _Waiting(enum.Enum, shape=3):
-    """What has issued and must complete before anything else issues."""
-
-    NOTHING = 0
-    MMIO_READ = 1
-    ATOMIC = 2
-    FENCE = 3
-    LFENCE = 4
-    SFENCE = 5
 
 
 class Stall(enum.Enum, shape=2):
@@ -151,7 +142,9 @@ class CorePort(wiring.Component):
         self.write_combining = WriteCombining(core.write_combining, domain)
         self.execute = ExecuteUnit(core.window, domain)
         self.poll = PollUnit(domain)
-        self.interrupts = InterruptUnit(sleep_exit_cycles(config), domain)
+        self.interrupt_unit = InterruptUnit(sleep_exit_cycles(config), domain)
+        self.completions = CompletionUnit(domain)
+        self.issued = IssueCounters(domain)
         #: Until then nothing issues and no interrupt is taken.
         self.hold_off = Timer(domain)
 
@@ -162,21 +155,10 @@ class CorePort(wiring.Component):
         self.stall = Probe(domain, "issue begins to wait for room, or no longer does", cause=Stall)
         self.mmio_request = Probe(domain, "an access to a device was sent", write=1, address=40, data=64)
         self.mmio_response = Probe(domain, "a read of a device was answered", data=64)
-        self.loads = Counter(domain, "loads issued")
         self.forwarded_loads = Counter(domain, "loads answered from the store buffer")
         self.dependent_loads = Counter(domain, "loads that waited for another in the reservation station")
-        self.stores = Counter(domain, "stores issued")
-        self.prefetches = Counter(domain, "prefetches issued")
-        self.atomics = Counter(domain, "atomics issued")
-        self.polls = Counter(domain, "polls issued")
         self.poll_looks = Counter(domain, "looks of polls, after the first")
-        self.nontemporal_stores = Counter(domain, "non-temporal stores issued")
-        self.line_flushes = Counter(domain, "cache-line flushes issued")
-        self.mmio_reads = Counter(domain, "reads of devices issued")
-        self.mmio_writes = Counter(domain, "writes to devices issued")
-        self.fences = Counter(domain, "fences of every kind issued")
-        self.halts = Counter(domain, "halts issued")
-        self.interrupts_taken = Counter(domain, "interrupts taken")
+        self.interrupts = Counter(domain, "interrupts taken")
         self.window_stalls = Counter(domain, "times that issue waited for the reorder window")
         self.load_queue_stalls = Counter(domain, "times that issue waited for the load queue")
         self.store_buffer_stalls = Counter(domain, "times that issue waited for the store buffer")
@@ -184,8 +166,6 @@ class CorePort(wiring.Component):
         # The fetch register, and what holds issue
         self._operation = FetchRegister(domain)
         self._fetched = Signal()
-        self._waiting = Signal(_Waiting)
-        self._waiting_id = Signal(OP_ID_WIDTH)
         self._faulted = Signal()
         self._offered = Signal()
         self._stall = Signal(Stall)
@@ -218,7 +198,9 @@ class CorePort(wiring.Component):
         m.submodules.write_combining = self.write_combining
         m.submodules.execute = self.execute
         m.submodules.poll = self.poll
-        m.submodules.interrupts = self.interrupts
+        m.submodules.completions = self.completions
+        m.submodules.issued = self.issued
+        m.submodules.interrupt_unit = self.interrupt_unit
         self._fetch(m)
         self._allow_issue(m)
         self._issue_in_order(m)
@@ -235,7 +217,7 @@ class CorePort(wiring.Component):
         self._observe(m)
         released = self.hold_off.armed & ~self._holding
         m.d.comb += self.quiet.eq(
-            ~(self._issuing | self._taking | self.host.completion_valid | self.host.fault | released)
+            ~(self._issuing | self._taking | self.host.fault | released)
             & (self._stalled == self._offered)
             & (self._stall_now == self._stall)
             & self.order.quiet
@@ -244,7 +226,8 @@ class CorePort(wiring.Component):
             & self.write_combining.quiet
             & self.execute.quiet
             & self.poll.quiet
-            & self.interrupts.quiet
+            & self.interrupt_unit.quiet
+            & self.completions.quiet
         )
         return m
 
@@ -281,8 +264,8 @@ class CorePort(wiring.Component):
             self._holding.eq(self.hold_off.armed & (self.now < self.hold_off.deadline)),
             ready.eq(
                 self._fetched
-                & (self._waiting == _Waiting.NOTHING)
-                & ~(self.execute.busy | self.poll.busy | self.interrupts.halted)
+                & (self.completions.waiting == Waiting.NOTHING)
+                & ~(self.execute.busy | self.poll.busy | self.interrupt_unit.halted)
                 & ~(self._holding | self._faulted | waiting_after)
             ),
             self._can_issue.eq(ready & ~window.full),
@@ -463,7 +446,7 @@ class CorePort(wiring.Component):
             buffer.entry.mask.eq(self._lane_mask),
             buffer.entry.data.eq(self._lane_data),
             buffer.release.eq(order.release),
-            buffer.store_done.eq(self.l1.visible & (self._waiting != _Waiting.ATOMIC)),
+            buffer.store_done.eq(self.l1.visible & (self.completions.waiting != Waiting.ATOMIC)),
             self.l1.store.valid.eq(buffer.store.valid),
             self.l1.store.payload.eq(buffer.store.payload),
             buffer.store.ready.eq(self.l1.store.ready),
@@ -538,30 +521,21 @@ class CorePort(wiring.Component):
             return [self.hold_off.armed.eq(1), self.hold_off.deadline.eq(self.now + cycles)]
 
         with m.If(self._issuing):
-            sync += self._waiting_id.eq(operation.id)
             with m.Switch(operation.kind):
-                with m.Case(OperationKind.MMIO_READ):
-                    sync += self._waiting.eq(_Waiting.MMIO_READ)
                 with m.Case(OperationKind.ATOMIC):
-                    sync += [self._waiting.eq(_Waiting.ATOMIC), *hold(self.core.atomic_latency)]
-                with m.Case(OperationKind.FENCE):
-                    sync += self._waiting.eq(_Waiting.FENCE)
-                with m.Case(OperationKind.LFENCE):
-                    sync += self._waiting.eq(_Waiting.LFENCE)
-                with m.Case(OperationKind.SFENCE):
-                    sync += self._waiting.eq(_Waiting.SFENCE)
+                    sync += hold(self.core.atomic_latency)
                 with m.Case(OperationKind.IRET):
                     sync += hold(self.core.interrupt_return)
         with m.If(self._taking):
             sync += hold(self.core.interrupt_entry)
 
     def _take_interrupts(self, m):
-        host, unit, execute, poll = self.host, self.interrupts, self.execute, self.poll
+        host, unit, execute, poll = self.host, self.interrupt_unit, self.execute, self.poll
         taken = Signal(InterruptTaken)
         m.d.comb += [
             unit.pending.eq(self.interrupt_pending),
             unit.blocked.eq(
-                (self._waiting != _Waiting.NOTHING)
+                (self.completions.waiting != Waiting.NOTHING)
                 | self._offered
                 | self.load_unit.offered
                 | self.poll.looking
@@ -591,79 +565,37 @@ class CorePort(wiring.Component):
         m.d.comb += self.window.withdrawn.eq(execute.began)
 
     def _complete(self, m):
-        host, l1, loads, order, poll = self.host, self.l1, self.load_unit, self.order, self.poll
-        answered, look, alone = Signal(), Signal(), Signal()
-        over = Signal()
+        host, unit, loads, poll, operation = self.host, self.completions, self.load_unit, self.poll, self._operation
+        connect(m, unit.response, flipped(self.mmio.response))
         m.d.comb += [
-            answered.eq(l1.load_done_valid & (l1.load_done.use != L1Use.WALK)),
-            alone.eq(~(answered | loads.valid)),
-            host.sampled.eq(l1.sampled),
-            host.sampled_id.eq(l1.sampled_id),
+            unit.issue.eq(self._issuing),
+            unit.kind.eq(operation.kind),
+            unit.id.eq(operation.id),
+            unit.size.eq(operation.size),
+            unit.done_valid.eq(self.l1.load_done_valid),
+            unit.done.eq(self.l1.load_done),
+            unit.forwarded.valid.eq(loads.valid),
+            unit.forwarded.payload.eq(loads.completion),
+            loads.ready.eq(unit.forwarded.ready),
+            unit.polling.eq(poll.busy),
+            unit.poll_id.eq(poll.id),
+            poll.seen.eq(unit.look),
+            poll.seen_data.eq(self.l1.load_done.data),
+            unit.look_finishes.eq(poll.finish),
+            unit.timeout.valid.eq(poll.timeout),
+            unit.timeout.payload.eq(poll.timeout_data),
+            poll.timeout_ready.eq(unit.timeout.ready),
+            unit.loaded.eq(self.order.idle),
+            unit.stored.eq(self.store_buffer.empty & self.write_combining.empty),
+            host.completion_valid.eq(unit.valid),
+            host.completion.eq(unit.completion),
+            host.sampled.eq(self.l1.sampled),
+            host.sampled_id.eq(self.l1.sampled_id),
+            self.order.complete.eq(unit.load_valid),
+            self.order.complete_id.eq(unit.load_id),
+            loads.complete.eq(unit.load_valid),
+            loads.complete_id.eq(unit.load_id),
         ]
-
-        # The cache's answers cannot be refused; forwarded loads wait for a gap
-        with m.If(answered):
-            with m.If(poll.busy):
-                m.d.comb += look.eq(l1.load_done.id == poll.id)
-            m.d.comb += [
-                host.completion_valid.eq(~look | poll.finish),
-                host.completion.id.eq(l1.load_done.id),
-                host.completion.data.eq(l1.load_done.data),
-            ]
-        with m.Elif(loads.valid):
-            m.d.comb += [host.completion_valid.eq(1), host.completion.eq(loads.completion)]
-
-        # What else completes holds up issue until then, and waits for a gap too
-        with m.Elif(poll.busy):
-            m.d.comb += [
-                host.completion_valid.eq(poll.timeout),
-                host.completion.id.eq(poll.id),
-                host.completion.data.eq(poll.timeout_data),
-            ]
-        with m.Else():
-            m.d.comb += [
-                host.completion_valid.eq(over),
-                host.completion.id.eq(self._waiting_id),
-                host.completion.data.eq(self._read_data(m)),
-            ]
-        self._wait(m, over, alone)
-        atomic = self._waiting == _Waiting.ATOMIC
-        with m.If((over & alone) | (answered & atomic)):
-            m.d[self.domain] += self._waiting.eq(_Waiting.NOTHING)
-
-        m.d.comb += [
-            poll.seen.eq(look),
-            poll.seen_data.eq(l1.load_done.data),
-            poll.timeout_ready.eq(alone),
-            loads.ready.eq(~answered),
-            order.complete.eq(Mux(answered, ~(look | atomic), loads.valid)),
-            order.complete_id.eq(Mux(answered, l1.load_done.id, loads.completion.id)),
-            loads.complete.eq(order.complete),
-            loads.complete_id.eq(order.complete_id),
-        ]
-
-    def _wait(self, m, over, alone):
-        """When what holds up issue is over, an ATOMIC excepted."""
-        stored = self.store_buffer.empty & self.write_combining.empty
-        with m.Switch(self._waiting):
-            with m.Case(_Waiting.MMIO_READ):
-                m.d.comb += [self.mmio.response.ready.eq(alone), over.eq(self.mmio.response.valid)]
-            with m.Case(_Waiting.FENCE):
-                m.d.comb += over.eq(self._alone)
-            with m.Case(_Waiting.LFENCE):
-                m.d.comb += over.eq(self.order.idle)
-            with m.Case(_Waiting.SFENCE):
-                m.d.comb += over.eq(stored)
-
-    def _read_data(self, m):
-        """The bytes of the MMIO read that waits; the operation itself has left the fetch register."""
-        four_bytes, value = Signal(), Signal(64)
-        with m.If(self._issuing):
-            m.d[self.domain] += four_bytes.eq(self._operation.size == 4)
-        answer = self.mmio.response.payload.data
-        with m.If(self._waiting == _Waiting.MMIO_READ):
-            m.d.comb += value.eq(Mux(four_bytes, answer & 0xFFFF_FFFF, answer))
-        return value
 
     def _note_stalls(self, m):
         begins = self._stall_now != self._stall
@@ -691,18 +623,5 @@ class CorePort(wiring.Component):
         self.forwarded_loads.increment(m, self.store_buffer.read)
         self.dependent_loads.increment(m, self.load_unit.wait)
         self.poll_looks.increment(m, self.poll.look.valid & self.poll.look.ready)
-        self.interrupts_taken.increment(m, self._taking)
-        for counter, *kinds in (
-            (self.loads, OperationKind.LOAD),
-            (self.stores, OperationKind.STORE),
-            (self.prefetches, OperationKind.PREFETCH),
-            (self.atomics, OperationKind.ATOMIC),
-            (self.polls, OperationKind.POLL),
-            (self.nontemporal_stores, OperationKind.STORE_NT),
-            (self.line_flushes, OperationKind.CLFLUSH),
-            (self.mmio_reads, OperationKind.MMIO_READ),
-            (self.mmio_writes, OperationKind.MMIO_WRITE),
-            (self.fences, OperationKind.FENCE, OperationKind.LFENCE, OperationKind.SFENCE),
-            (self.halts, OperationKind.HALT),
-        ):
-            counter.increment(m, self._issuing & self._is(*kinds))
+        self.interrupts.increment(m, self._taking)
+        m.d.comb += [self.issued.issue.eq(self._issuing), self.issued.kind.eq(operation.kind)]

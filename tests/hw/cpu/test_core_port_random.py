@@ -6,7 +6,8 @@ import random
 import pytest
 
 from hw.bus.core import OperationKind as Kind
-from tests.hw.cpu.host_driver import TINY, CoreBench, DeviceDouble, Op
+from tests.hw.cpu.host_driver import CoreBench, Op, machine
+from tests.hw.cpu.neighbours import DeviceDouble
 
 LINES = [0x1000, 0x1040, 0x1080, 0x3000]
 DEVICE = 0xF000_0000
