@@ -4,9 +4,10 @@ Clocks of 1000 (cores, uncore) and 500 MHz (nic): edges coincide often. A core h
 youngest store. The memory tells when it has read or written for a core; cores and uncore share one clock, so that
 the core can pass it on at the same edge. Bit 47 of an address makes a page that is not present.
 
-``BrokenMachine`` has a planted wake-up bug, ``WrongReadMachine`` and ``WrongForwardMachine`` give wrong data.
+Some lines have planted bugs, see :class:`Planted`; ``BrokenMachine`` has one in when it wakes up.
 """
 
+import enum
 from types import SimpleNamespace
 
 from amaranth.hdl import Array, Cat, Elaboratable, Module, Mux, Signal
@@ -20,45 +21,56 @@ from hw.lib.crossing import Crossing
 from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH, Now, Timer
 
-ROWS = 256
-ROW_BYTES = 8
-#: Written by the memory itself at every refresh, as a device would.
-DEVICE_ROW = 16
-#: Reads of it come out wrong in ``WrongReadMachine``.
-WRONG_ROW = 3
+#: Addresses wrap around beyond.
+LINES = 256
+ADDRESS_WIDTH = 14
+#: Written by the memory itself at every refresh, its first 8 bytes, as a device would.
+DEVICE_LINE = 2
 
 
-def lanes(size):
-    """One bit for each of the first ``size`` bytes of a row."""
-    return Cat(size > byte for byte in range(ROW_BYTES))
+class Planted(enum.IntEnum):
+    """Lines with a planted bug."""
+
+    WRONG_READ = 200  #: one bit of what is read comes out wrong
+    LOST_STORE = 201  #: stores are not written
+    WRONG_FORWARD = 202  #: loads are forwarded from a store that has not all their bytes
+    UNTOLD_STORE = 203  #: stores never tell that they are visible
+    TOLD_TWICE = 204  #: stores tell it twice
+    UNREAD_ATOMIC = 205  #: atomics are not read
+    TIRED_POLL = 206  #: polls end with what they wait to change, before their time
+
+
+def lanes(size, count):
+    """One bit for each of the first ``size`` of ``count`` bytes."""
+    return Cat(size > byte for byte in range(count))
 
 
 def bits(mask):
-    """A row's worth of bits, all ones where ``mask`` has its byte."""
+    """All ones where ``mask`` has a byte."""
     return Cat(bit.replicate(8) for bit in mask)
 
 
 class Request(data.Struct):
     read: 1  #: of memory: tell when it is done
     write: 1  #: likewise
-    row: 8
-    size: 4
+    address: ADDRESS_WIDTH
+    size: 7
     atomic: 1
     function: AtomicFunction
-    data: 128
+    data: LINE_BITS
     id: 8
 
 
 class Response(data.Struct):
-    data: 64
+    data: LINE_BITS
     id: 8
 
 
 class SimpleCore(Elaboratable):
     """Executes one operation at a time, with one read in flight."""
 
-    def __init__(self, domain, wrong_forward):
-        self.domain, self.wrong_forward = domain, wrong_forward
+    def __init__(self, domain):
+        self.domain = domain
         self.host = CoreHost().flip().create()
         self.request = Crossing(Request, domain, "uncore")
         self.response = Crossing(Response, "uncore", domain)
@@ -81,13 +93,14 @@ class SimpleCore(Elaboratable):
         full, loading, masked, halted, executing, polling = (Signal() for _ in range(6))
         until, look_at, period, load_id = Signal(NOW_WIDTH), Signal(NOW_WIDTH), Signal(16), Signal(8)
         looked, dropped, compared, pending = Signal(Request), Signal(), Signal(64), Signal(8)
-        youngest, youngest_row, youngest_size = Signal(64), Signal(8), Signal(7)
+        youngest, youngest_address, youngest_size = Signal(LINE_BITS), Signal(ADDRESS_WIDTH), Signal(7)
         request, response, interrupt = self.request.input, self.response.output, self.interrupt.output
         expired, is_fence, is_mmio, is_store, is_read, is_access = (Signal() for _ in range(6))
         may_issue, issue, take, look, answer, forward, forwarding, fault = (Signal() for _ in range(8))
-        mine, value, goes_on = Signal(Request), Signal(64), Signal()
+        mine, value, goes_on = Signal(Request), Signal(LINE_BITS), Signal()
 
         K = OperationKind
+        tired = looked.address[6:] == Planted.TIRED_POLL
         m.d.comb += [
             kind.eq(op.kind),
             expired.eq(executing & (self.now >= until)),
@@ -100,8 +113,8 @@ class SimpleCore(Elaboratable):
             forward.eq(
                 (kind == K.LOAD)
                 & (pending != 0)
-                & (op.address[3:11] == youngest_row)
-                & ((op.size <= youngest_size) | self.wrong_forward)
+                & (mine.address == youngest_address)
+                & ((op.size <= youngest_size) | (mine.address[6:] == Planted.WRONG_FORWARD))
             ),
             may_issue.eq(
                 full
@@ -117,7 +130,7 @@ class SimpleCore(Elaboratable):
             issue.eq(may_issue & ~take),
             look.eq(polling & ~loading & (self.now >= look_at) & request.ready & ~take),
             value.eq(Mux(forwarding, youngest, response.payload.data)),
-            goes_on.eq(polling & ((value & bits(lanes(looked.size))) == compared) & (self.now < until)),
+            goes_on.eq(polling & ((value & bits(lanes(looked.size, 8))) == compared) & (self.now < until) & ~tired),
             answer.eq((response.valid & ~dropped) | forwarding),
             host.operation.ready.eq(~full & ~take),
             host.issue.eq(issue),
@@ -129,7 +142,7 @@ class SimpleCore(Elaboratable):
             host.fault_id.eq(op.id),
             host.completion_valid.eq((answer & ~(goes_on | (polling & take))) | (issue & is_fence)),
             host.completion.id.eq(Mux(answer, load_id, op.id)),
-            host.completion.data.eq(Mux(answer, value, 0)),
+            host.completion.data.eq(Mux(answer, Mux(polling & tired, compared, value), 0)),
             host.interrupt_taken.eq(take),
             host.interrupt.vector.eq(interrupt.payload.vector),
             host.interrupt.remaining.eq(
@@ -139,7 +152,7 @@ class SimpleCore(Elaboratable):
             host.interrupt.squashed_id.eq(op.id),
             mine.read.eq(is_read & ~is_mmio),
             mine.write.eq(is_store),
-            mine.row.eq(op.address[3:11]),
+            mine.address.eq(op.address),
             mine.size.eq(op.size),
             mine.atomic.eq(kind == K.ATOMIC),
             mine.function.eq(op.argument[:3]),
@@ -191,7 +204,7 @@ class SimpleCore(Elaboratable):
                     d += [polling.eq(1), until.eq(self.now + op.cycles), look_at.eq(self.now + op.argument)]
                     d += [looked.eq(mine), compared.eq(op.data[:64]), period.eq(op.argument)]
                 with m.Case(K.STORE):
-                    d += [youngest.eq(op.data[:64]), youngest_row.eq(op.address[3:11]), youngest_size.eq(op.size)]
+                    d += [youngest.eq(op.data), youngest_address.eq(mine.address), youngest_size.eq(op.size)]
                 with m.Case(K.ATOMIC):
                     d += youngest_size.eq(0)
                 with m.Case(K.HALT):
@@ -204,7 +217,7 @@ class SimpleCore(Elaboratable):
             d += [masked.eq(1), halted.eq(0), executing.eq(0), polling.eq(0), full.eq(0)]
             d += dropped.eq(polling & loading & ~answer)
         self.issue_event.emit(m, issue, id=op.id, kind=op.kind)
-        self.load_event.emit(m, answer, id=load_id, data=value)
+        self.load_event.emit(m, answer, id=load_id, data=value[:64])
         self.interrupt_event.emit(
             m,
             take,
@@ -224,34 +237,35 @@ class SlowMemory(Elaboratable):
     shows of that, and what it tells the cores, comes one cycle after it is done, all alike.
     """
 
-    def __init__(self, cores, latency, *, broken, devices, wrong_read):
-        self._cores, self.latency = cores, latency
-        self.broken, self.devices, self.wrong_read = broken, devices, wrong_read
+    def __init__(self, cores, latency, *, broken, devices):
+        self._cores, self.latency, self.broken, self.devices = cores, latency, broken, devices
         self.now = Signal(NOW_WIDTH)
         self.quiet = Signal()
         self.accepted, self.done = Signal(), Signal()
         self.line, self.mask, self.data = Signal(LINE_ADDRESS_WIDTH), Signal(LINE_BYTES), Signal(LINE_BITS)
-        self.rows = Memory(shape=64, depth=ROWS, init=[])
+        self.lines = Memory(shape=LINE_BITS, depth=LINES, init=[])
         self.answer = Timer("uncore")
         self.refresh = Timer("uncore", background=True)
-        self.access_event = Probe("uncore", "an access was taken", core=2, row=8, write=1)
+        self.access_event = Probe("uncore", "an access was taken", core=2, address=ADDRESS_WIDTH, write=1)
         self.refresh_event = Probe("uncore", "a refresh")
         self.reads = Counter("uncore", "reads")
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.rows = self.rows
+        m.submodules.lines = self.lines
         inputs = [core.request.output for core in self._cores]
         outputs = [core.response.input for core in self._cores]
         busy, answers, ident, owner = Signal(), Signal(), Signal(8), Signal(range(max(2, len(inputs))))
         done_at, refresh_at = Signal(NOW_WIDTH), Signal(NOW_WIDTH, init=500)
         done, refresh, start, waiting, telling = (Signal() for _ in range(5))
-        chosen, request, result = Signal.like(owner), Signal(Request), Signal(64)
+        chosen, request, result = Signal.like(owner), Signal(Request), Signal(LINE_BITS)
         device_waits, device_starts, refreshes = Signal(), Signal(), Signal(8)
 
-        read, write = self.rows.read_port(domain="comb"), self.rows.write_port(domain="uncore", granularity=8)
+        read, write = self.lines.read_port(domain="comb"), self.lines.write_port(domain="uncore", granularity=8)
+        line, offset = request.address[6:], request.address[:6]
         old, new, operand, compare = Signal(64), Signal(64), Signal(64), Signal(64)
-        equal = ((old ^ compare) & bits(lanes(request.size))) == 0
+        accessed, written, writes = Signal(LINE_BYTES), Signal(LINE_BITS), Signal()
+        equal = ((old ^ compare) & bits(lanes(request.size, 8))) == 0
         with m.Switch(request.function):
             for function, value in (
                 (AtomicFunction.EXCHANGE, operand),
@@ -268,23 +282,25 @@ class SlowMemory(Elaboratable):
             with m.If(source.valid):
                 m.d.comb += [chosen.eq(index), request.eq(source.payload)]
             m.d.comb += source.ready.eq(start & (chosen == index))
-        wrong = self.wrong_read & (request.row == WRONG_ROW)
         m.d.comb += [
             waiting.eq(Cat(source.valid for source in inputs).any()),
             device_starts.eq(device_waits & ~busy),
             start.eq(waiting & ~busy & ~device_waits),
             done.eq(busy & (self.now >= done_at) & (~answers | Array(o.ready for o in outputs)[owner])),
             refresh.eq(self.now >= refresh_at),
-            read.addr.eq(request.row),
-            old.eq(read.data),
+            read.addr.eq(line),
+            old.eq(read.data >> (offset << 3)),
             operand.eq(request.data[:64]),
             compare.eq(request.data[64:]),
-            write.en.eq(Mux(device_starts, ~0, Mux(start & request.write, lanes(request.size), 0))),
-            write.addr.eq(Mux(device_starts, DEVICE_ROW, request.row)),
-            write.data.eq(Mux(device_starts, refreshes, Mux(request.atomic, new, operand))),
+            accessed.eq(lanes(request.size, LINE_BYTES) << offset),
+            written.eq(Mux(request.atomic, new, request.data) << (offset << 3)),
+            writes.eq(start & request.write & (line != Planted.LOST_STORE)),
+            write.en.eq(Mux(device_starts, 0xFF, Mux(writes, accessed, 0))),
+            write.addr.eq(Mux(device_starts, DEVICE_LINE, line)),
+            write.data.eq(Mux(device_starts, refreshes, written)),
             self.accepted.eq(refresh if self.devices else 0),
-            self.line.eq(DEVICE_ROW // (LINE_BYTES // ROW_BYTES)),
-            self.mask.eq((1 << ROW_BYTES) - 1),
+            self.line.eq(DEVICE_LINE),
+            self.mask.eq(0xFF),
             self.data.eq(refreshes + 1),
             self.answer.armed.eq(busy),
             self.answer.deadline.eq(done_at),
@@ -297,11 +313,18 @@ class SlowMemory(Elaboratable):
                 sink.payload.id.eq(ident),
                 sink.payload.data.eq(result),
             ]
+        again = Signal()
         m.d.uncore += [telling.eq(start), self.done.eq(device_starts)]
+        m.d.uncore += again.eq(start & request.write & (line == Planted.TOLD_TWICE))
         for index, core in enumerate(self._cores):
             m.d.uncore += [
-                core.has_read.eq(start & request.read & (chosen == index)),
-                core.has_written.eq(start & request.write & (chosen == index)),
+                core.has_read.eq(
+                    start & request.read & (chosen == index) & ~(request.atomic & (line == Planted.UNREAD_ATOMIC))
+                ),
+                core.has_written.eq(
+                    (start & request.write & (chosen == index) & (line != Planted.UNTOLD_STORE))
+                    | (again & (owner == index))
+                ),
                 core.read_id.eq(request.id),
             ]
         with m.If(start):
@@ -310,7 +333,7 @@ class SlowMemory(Elaboratable):
                 owner.eq(chosen),
                 answers.eq(request.read | ~request.write),
                 ident.eq(request.id),
-                result.eq(old ^ wrong),
+                result.eq((read.data >> (offset << 3)) ^ (line == Planted.WRONG_READ)),
                 done_at.eq(self.now + self.latency),
             ]
         with m.If(done):
@@ -331,7 +354,7 @@ class SlowMemory(Elaboratable):
             & ~(refresh | device_starts | telling | self.done)
             & ignored
         )
-        self.access_event.emit(m, start, core=chosen, row=request.row, write=request.write)
+        self.access_event.emit(m, start, core=chosen, address=request.address, write=request.write)
         self.refresh_event.emit(m, refresh)
         self.reads.increment(m, start & request.read)
         return m
@@ -385,21 +408,13 @@ class SmallMachine(Elaboratable):
 
     broken = False
     devices = True
-    wrong_read = False
-    wrong_forward = False
 
     def __init__(self, config):
         self.config = config
         core_domains = [f"core{index}" for index in range(config.core.count)]
         self.domains = [*core_domains, "uncore", "nic"]
-        self.core = [SimpleCore(domain, self.wrong_forward) for domain in core_domains]
-        self.memory = SlowMemory(
-            self.core,
-            config.llc.latency * 5,
-            broken=self.broken,
-            devices=self.devices,
-            wrong_read=self.wrong_read,
-        )
+        self.core = [SimpleCore(domain) for domain in core_domains]
+        self.memory = SlowMemory(self.core, config.llc.latency * 5, broken=self.broken, devices=self.devices)
         if self.devices:
             memory = self.memory
             self.device_write = SimpleNamespace(
@@ -432,15 +447,3 @@ class PlainMachine(SmallMachine):
     """Without devices that write."""
 
     devices = False
-
-
-class WrongReadMachine(SmallMachine):
-    """Every read of one row comes out with a wrong bit."""
-
-    wrong_read = True
-
-
-class WrongForwardMachine(SmallMachine):
-    """Its cores forward from a store that has not all bytes of the load."""
-
-    wrong_forward = True

@@ -1,16 +1,20 @@
 """One run gives one log: over engines, jumps, repetitions, replays and a dawdling Python."""
 
+import dataclasses
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hw.bus.core import AtomicFunction
 from hw.bus.core import OperationKind as K
 from hw.config import load_machine
 from sim.build.design import Design
 from sim.build.native import build_native
-from sim.engine.engine import Jump, Recording, WakeKind
+from sim.build.toplevel import Toplevel
+from sim.engine.engine import CoherenceError, Jump, Notify, PageFaultError, Recording, WakeKind
 from sim.engine.native import NativeEngine
 from sim.observe.log import EventLog
 
@@ -19,6 +23,7 @@ if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
 import engine_software  # noqa: E402
+from engine_design import DEVICE_LINE, Planted  # noqa: E402
 
 
 def design(machine="SmallMachine"):
@@ -50,7 +55,12 @@ def test_the_run_exercises_what_it_should(build, reference):
     engine = NativeEngine(build)
     engine.execute(engine_software.outcome)
     taken = EventLog(engine.manifest, engine.log()).select("core0.interrupt_event")
-    assert any(taken["remaining"]) or any(taken["squashed"])
+    assert any(taken["remaining"]) and any(taken["squashed"])
+    issued = EventLog(engine.manifest, engine.log()).select("core0.issue_event")["kind"].tolist()
+    assert {K.LOAD.value, K.STORE.value, K.ATOMIC.value, K.POLL.value} < set(issued)
+    assert reference["counters"]["core0.forwarded"] > 0
+    told = [row[4] for row in reference["seen"] if row[1] == WakeKind.COMPLETION]
+    assert len(told) == len(set(told)) > 20
 
 
 def test_jumping_changes_nothing_but_the_work(build, reference):
@@ -206,6 +216,204 @@ def test_empty_is_told_once(build):
     assert [w.kind for w in engine.run_now()] == [WakeKind.EMPTY]
 
 
+def experiment(engine, *operations, core=0):
+    """Push operations, given as the arguments of ``push``: what the engine tells, at which cycle, until it is idle."""
+    context = engine.new_context()
+    engine.switch(core, context)
+    handles = [engine.push(context, kind.value, *more, **named) for kind, *more, named in operations]
+
+    async def run():
+        told = []
+        while True:
+            for wake in await engine.run():
+                if wake.kind == WakeKind.IDLE:
+                    return told
+                if wake.kind == WakeKind.COMPLETION:
+                    cycle = engine.tick // engine.manifest.domains[0].period
+                    told.append((handles.index(wake.value), wake.data, cycle))
+
+    return run()
+
+
+def on_both(build, *operations):
+    """The same on the native engine and on the reference, which must tell the same."""
+    from sim.engine.amaranth import run_on_amaranth
+
+    outcomes = []
+    for run in (NativeEngine(build).execute, lambda make: run_on_amaranth(design(), make)):
+        try:
+            outcomes.append(run(lambda engine: experiment(engine, *operations)))
+        except (CoherenceError, PageFaultError) as error:
+            outcomes.append((type(error), str(error)))
+    assert outcomes[0] == outcomes[1]
+    return outcomes[0]
+
+
+def store(address, data):
+    return K.STORE, address, len(data), data, {}
+
+
+def load(address, size, notify=Notify.NO, **more):
+    return K.LOAD, address, size, {"notify": notify, **more}
+
+
+def test_a_value_is_told_at_issue_the_data_come_later(build):
+    late, early = (
+        on_both(build, store(64, b"12345678"), load(64, 16, notify), load(0, 8, Notify.COMPLETE))
+        for notify in (Notify.COMPLETE, Notify.ISSUE)
+    )
+    assert [row[:2] for row in early] == [row[:2] for row in late] == [(1, b"12345678" + bytes(8)), (2, 0)]
+    assert early[0][2] < 20 < late[0][2]
+    assert early[1] == late[1]
+
+
+def test_a_load_is_bound_to_the_youngest_store_to_each_byte(build):
+    told = on_both(
+        build,
+        store(64, b"aaaaaaaa"),
+        store(66, b"bbbb"),
+        store(68, b"c"),
+        load(64, 8, Notify.ISSUE),
+        load(62, 2, Notify.ISSUE),
+    )
+    assert told[0][1] == int.from_bytes(b"aabbcbaa", "little")
+    assert told[1][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "operand", "compare", "result"),
+    [
+        (AtomicFunction.EXCHANGE, 7, 0, 7),
+        (AtomicFunction.ADD, 0xF001, 0, 0x1001),
+        (AtomicFunction.AND, 0x0FF0, 0, 0x0000),
+        (AtomicFunction.OR, 0x0FF0, 0, 0x2FF0),
+        (AtomicFunction.XOR, 0x3000, 0, 0x1000),
+        (AtomicFunction.COMPARE_EXCHANGE, 5, 0x2000, 5),
+        (AtomicFunction.COMPARE_EXCHANGE, 5, 0x2001, 0x2000),
+    ],
+)
+def test_atomics(build, function, operand, compare, result):
+    data = operand.to_bytes(8, "little") + compare.to_bytes(8, "little")
+    told = on_both(
+        build,
+        store(64, b"\xff\xff\x00\x20\xff\xff\xff\xff"),
+        (K.ATOMIC, 66, 2, data, {"argument": function.value, "notify": Notify.COMPLETE}),
+        load(64, 8, Notify.ISSUE),
+    )
+    assert [data for _, data, _ in told] == [0x2000, 0xFFFF_FFFF_0000_FFFF | result << 16]
+
+
+def test_polls_end_by_a_change_or_by_the_clock(build):
+    poll = (K.POLL, 64 * DEVICE_LINE, 8, 0, 2000, {"argument": 50, "notify": Notify.COMPLETE})
+    in_vain = (K.POLL, 0, 4, 0, 200, {"argument": 50, "notify": Notify.COMPLETE})
+    (_, zero, first), (_, number, second) = on_both(build, in_vain, poll)
+    assert (zero, number) == (0, 1)
+    assert 200 <= first < 300 and 500 <= second < 650
+
+
+def planted(line, *rest):
+    """Operations behind a store to ``line`` that is long visible."""
+    return (store(64 * line, b"abcdefgh"), (K.EXECUTE, {"cycles": 200}), *rest)
+
+
+@pytest.mark.parametrize(
+    ("operations", "message"),
+    [
+        (
+            planted(Planted.WRONG_READ, load(64 * Planted.WRONG_READ, 4)),
+            r"LOAD of 4 bytes at 0x3200 \(handle 2\): got 60626364, expected 61626364",
+        ),
+        (
+            planted(Planted.LOST_STORE, load(64 * Planted.LOST_STORE + 6, 2)),
+            r"LOAD of 2 bytes at 0x3246 \(handle 2\): got 0000, expected 6768",
+        ),
+        (
+            (
+                store(64 * Planted.WRONG_FORWARD, b"abcdefgh"),
+                store(64 * Planted.WRONG_FORWARD, b"wxyz"),
+                load(64 * Planted.WRONG_FORWARD, 8),
+            ),
+            r"LOAD of 8 bytes at 0x3280 \(handle 2\): got 7778797a00000000, expected 7778797a65666768",
+        ),
+        (
+            planted(Planted.UNTOLD_STORE, load(64 * Planted.UNTOLD_STORE + 3, 16)),
+            r"LOAD of 16 bytes at 0x32c3 \(handle 2\): read before an earlier store to it was visible",
+        ),
+        (planted(Planted.TOLD_TWICE), r"core 0, tick \d+: a store that had not issued became visible"),
+        (
+            ((K.ATOMIC, 64 * Planted.UNREAD_ATOMIC, 8, bytes(16), {}),),
+            r"ATOMIC of 8 bytes at 0x3340 \(handle 0\): got 0000000000000000, expected no answer: it was not read",
+        ),
+        (
+            planted(Planted.TIRED_POLL, (K.POLL, 64 * Planted.TIRED_POLL, 1, 0, 10000, {"argument": 10})),
+            r"POLL of 1 bytes at 0x3380 \(handle 2\): got 00, expected 61",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else None,
+)
+def test_planted_incoherence_is_caught(build, operations, message):
+    kind, told = on_both(build, *operations)
+    assert kind is CoherenceError
+    assert re.search(message, told), told
+    assert "\n" not in told
+
+
+def test_a_replay_checks_too(build):
+    engine = NativeEngine(build, record=True)
+    with pytest.raises(CoherenceError) as live:
+        engine.execute(lambda e: experiment(e, *planted(Planted.WRONG_READ, load(64 * Planted.WRONG_READ, 4))))
+    recording = engine.recording()  # it ends before the step that failed
+    with pytest.raises(CoherenceError) as again:
+        NativeEngine(build).replay(dataclasses.replace(recording, end=recording.end + 100))
+    assert str(again.value) == str(live.value)
+
+
+def test_a_page_fault_ends_the_run(build):
+    kind, told = on_both(build, load(0, 4), store(0x8000_0000_0040, b"abcd"))
+    assert kind is PageFaultError
+    assert re.fullmatch(r"core 0, tick \d+: STORE of 4 bytes at 0x800000000040 \(handle 1\): page not present", told)
+
+
+def test_a_machine_need_not_tell_of_devices(reference):
+    from sim.engine.amaranth import run_on_amaranth
+
+    assert Toplevel(design("PlainMachine").make()).manifest.device_domain == -1
+    outcome = run_on_amaranth(design("PlainMachine"), lambda e: engine_software.outcome(e, batches=10))
+    assert outcome["events"] > 0
+
+
+@pytest.mark.parametrize("jump", Jump)
+def test_a_poll_cut_short_goes_on_and_is_told_once(build, jump):
+    engine = NativeEngine(build, jump=jump)
+    context = one_core(engine)
+    poll = engine.push(context, K.POLL.value, 0, 4, 0, 1000, notify=Notify.COMPLETE, argument=30)
+    engine.push_frame(bytes(64), 2, 100)
+    assert engine.run_now()[0].kind == WakeKind.INTERRUPT
+    handler = engine.new_context()
+    engine.push(handler, K.EXECUTE.value, cycles=400)
+    iret = engine.push(handler, K.IRET.value)
+    engine.switch(0, handler)
+    assert engine.run_now()[0].kind == WakeKind.EMPTY
+    engine.switch(0, context)
+    wake = engine.run_now()[0]
+    assert (wake.kind, wake.value, wake.data) == (WakeKind.COMPLETION, poll, 0)
+    assert engine.issued(0).tolist() == [poll, iret - 1, iret, poll]
+    # The last look may begin up to a period late, and takes its time.
+    assert 1400 <= engine.tick // engine.manifest.domains[0].period < 1520
+
+
+def test_a_squashed_load_is_told_once(build):
+    engine = NativeEngine(build)
+    context = one_core(engine)
+    engine.push(context, K.EXECUTE.value, cycles=1000)
+    loads = [engine.push(context, K.LOAD.value, 8 * n, 8, notify=Notify.ISSUE) for n in range(2)]
+    engine.push_frame(bytes(64), 2, 100)
+    assert engine.run_now()[0].kind == WakeKind.INTERRUPT
+    engine.switch(0, context)
+    assert [wake.value for _ in loads for wake in engine.run_now()] == loads
+    assert [wake.kind for wake in engine.run_now()] == [WakeKind.EMPTY]
+
+
 def test_halt_completes_at_the_interrupt_and_the_context_resumes(build):
     engine = NativeEngine(build)
     context = one_core(engine)
@@ -269,10 +477,11 @@ def test_limit_is_where_it_was_asked_for(build):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": 15}, "no operation of kind 15"),
+        ({"kind": 19}, "no operation of kind 19"),
         ({"kind": K.LOAD.value, "size": 0}, "size must be between 1 and 64 bytes, not 0"),
         ({"kind": K.LOAD.value, "address": 60, "size": 8}, "8 bytes at address 60 cross a line"),
-        ({"kind": K.LOAD.value, "address": 1 << 40, "size": 8}, "an address has 40 bits"),
+        ({"kind": K.LOAD.value, "address": 1 << 48, "size": 8}, "an address has 48 bits"),
+        ({"kind": K.INVLPG.value, "address": 1 << 48}, "an address has 48 bits"),
         ({"kind": K.MMIO_READ.value, "size": 2}, "4 or 8 bytes, not 2"),
         ({"kind": K.EXECUTE.value}, "cycles must be between 1 and 4294967295, not 0"),
         ({"kind": K.EXECUTE.value, "cycles": 1, "uops": 70000}, "uops must be between 0 and 65535"),
@@ -281,6 +490,16 @@ def test_limit_is_where_it_was_asked_for(build):
         ({"kind": K.STORE.value, "size": 1, "data": 256}, "data does not fit 1 bytes"),
         ({"kind": K.STORE.value, "size": 16, "data": 1}, "more than 8 bytes must be bytes"),
         ({"kind": K.STORE.value, "size": 1, "data": 1, "notify": True}, "never completes"),
+        ({"kind": K.LOAD.value, "size": 1, "notify": 3}, "notify must be between 0 and 2, not 3"),
+        ({"kind": K.FENCE.value, "notify": Notify.ISSUE}, "kind 6 has no value when it issues"),
+        ({"kind": K.HALT.value, "argument": 70000}, "argument must be between 0 and 65535, not 70000"),
+        ({"kind": K.ATOMIC.value, "size": 3, "data": bytes(16)}, "aligned, not 3 at address 0"),
+        ({"kind": K.ATOMIC.value, "size": 4, "address": 2, "data": bytes(16)}, "aligned, not 4 at address 2"),
+        ({"kind": K.ATOMIC.value, "size": 4, "data": bytes(16), "argument": 6}, "no atomic function 6"),
+        ({"kind": K.ATOMIC.value, "size": 4, "data": 1}, "data of an ATOMIC must be 16 bytes"),
+        ({"kind": K.POLL.value, "size": 9, "cycles": 1, "data": bytes(9), "argument": 1}, "up to 8 bytes, not 9"),
+        ({"kind": K.POLL.value, "size": 8, "data": 0, "argument": 1}, "cycles must be between 1 and 4294967295, not 0"),
+        ({"kind": K.POLL.value, "size": 8, "cycles": 1, "data": 0}, "looks again after at least 1 cycle, not 0"),
     ],
 )
 def test_bad_operations_are_refused_alike(build, arguments, message):
