@@ -18,6 +18,7 @@ lie in modelled memory and be guarded as in a real kernel.
 """
 
 import enum
+import inspect
 import types
 from array import array
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
@@ -313,15 +314,32 @@ def function(mode: Mode | None = None) -> Callable[[_Code], _Code]:
     mode_bits = -1 if mode is None else mode << MODE_SHIFT
 
     def decorate(code: _Code) -> _Code:
-        number = _number_of(code.__name__)
-
-        @wraps(code)
-        def called(core: Core, *args: Any, **kwargs: Any) -> Any:
-            return core.issuer.call(code(core, *args, **kwargs), number, mode_bits)
-
-        return called
+        return wraps(code)(_caller(code, _number_of(code.__name__), mode_bits))
 
     return decorate
+
+
+def _caller(code: _Code, number: int, mode: int) -> Any:
+    """``code``, called through the issuer.
+
+    Written out with the parameters of ``code``, as ``dataclasses`` writes ``__init__``: passing on ``*args`` and
+    ``**kwargs`` would take longer than the rest of a call.
+    """
+    declared, passed = [], []
+    for name, parameter in inspect.signature(code).parameters.items():
+        only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if only and "*" not in declared:
+            declared.append("*")
+        declared.append(name if parameter.default is inspect.Parameter.empty else f"{name}=None")
+        passed.append(f"{name}={name}" if only else name)
+    call = f"code({', '.join(passed)})"
+    source = f"def called({', '.join(declared)}): return {declared[0]}.issuer.call({call}, number, mode)"
+    scope = {"code": code, "number": number, "mode": mode}
+    exec(source, scope)
+    called: Any = scope["called"]
+    called.__defaults__ = code.__defaults__
+    called.__kwdefaults__ = code.__kwdefaults__
+    return called
 
 
 class Dispatcher:
