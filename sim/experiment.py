@@ -1,5 +1,6 @@
 """One run: traffic through one receive path on one machine and engine, and what it leaves behind."""
 
+import functools
 import json
 import math
 import time
@@ -349,7 +350,7 @@ def _system(engine: Engine, machine: MachineConfig, ring: int | None, account: _
             engine,
             machine.core.count,
             machine.dram.size_mib << 20,
-            load_costs(),
+            _costs(),
             mac=HOST_MAC,
             addresses=[HOST_IP.packed],
             ports=PORTS,
@@ -359,6 +360,9 @@ def _system(engine: Engine, machine: MachineConfig, ring: int | None, account: _
         )
     except (ValueError, MemoryError) as error:
         raise ConfigError(str(error)) from None
+
+
+_costs = functools.cache(load_costs)
 
 
 def _tags(record: Record) -> tuple[list[str], np.ndarray]:
