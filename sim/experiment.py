@@ -273,8 +273,9 @@ async def observe(
     ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
     nic_period = machine.period_ticks("nic")
     ready = engine.tick
+    first, nic_cycles_per_ns = Fraction(ready, nic_period), ticks_per_ns / nic_period
     for packet, (time_ns, data) in enumerate(frames, 1):
-        start = math.ceil((ready + time_ns * ticks_per_ns) / nic_period) + 1
+        start = math.ceil(first + time_ns * nic_cycles_per_ns) + 1
         engine.push_frame(data, packet, start)
     last_start = ready + int(max(time_ns for time_ns, _ in frames) * ticks_per_ns)
 

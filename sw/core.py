@@ -359,8 +359,13 @@ class Dispatcher:
         """Let ``core``, which has no context yet, begin with ``context``."""
         self._switch(core, context)
 
-    async def run(self, until: int | None = None, stop: Callable[[], bool] | None = None) -> WakeKind | None:
+    async def run(
+        self, until: int | None = None, stop: Callable[[], bool] | None = None, *, only_notes: bool = False
+    ) -> WakeKind | None:
         """Dispatch until ``stop()``, tick ``until``, or until nothing will ever happen.
+
+        Arguments:
+            only_notes: nothing but a note changes what ``stop`` says, so it need not be asked all the time.
 
         Returns:
             ``WakeKind.LIMIT`` or ``WakeKind.IDLE``, or ``None`` when ``stop`` ended it.
@@ -372,11 +377,12 @@ class Dispatcher:
         quick = hasattr(type(engine), "run_coroutines")
         cores = self.cores
         contexts = self._contexts
+        notes = self.record.notes if only_notes else None
         completion, empty, interrupt = WakeKind.COMPLETION, WakeKind.EMPTY, WakeKind.INTERRUPT
         while stop is None or not stop():
             self.batch += 1
             if quick:
-                wakes = engine.run_coroutines(until, contexts, self._settle, stop)
+                wakes = engine.run_coroutines(until, contexts, self._settle, stop, notes)
             else:
                 wakes = await engine.run(until)
             for kind, index, number, value, data in wakes:
