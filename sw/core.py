@@ -200,6 +200,9 @@ class Core:
         costs: cycles per function; a function decorated with :func:`function` is charged under its own name.
     """
 
+    # Slots, since what software does most is to look up an attribute of its core.
+    __slots__ = (*_ISSUED, "contexts", "costs", "current", "index", "issuer", "port", "record")
+
     #: What :meth:`new_context` makes.
     context_class: type[Context] = Context
 

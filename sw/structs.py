@@ -43,6 +43,7 @@ class Struct:
         if offset > self.size:
             raise ValueError(f"the members take {offset} bytes, more than the structure's {self.size}")
         self.__dict__.update(self.fields)
+        self._shifts = {name: (8 * offset, 8 * length) for name, (offset, length) in self.fields.items()}
         self._unpack = struct.Struct(_format(self.fields)).unpack_from
 
     if TYPE_CHECKING:  # at run time it would make every access to a member slow
@@ -60,11 +61,12 @@ class Struct:
             OverflowError: if a value does not fit its member.
         """
         total = 0
+        shifts = self._shifts
         for name, value in values.items():
-            offset, size = self.fields[name]
-            if value >> 8 * size:
-                raise OverflowError(f"{name} = {value} does not fit {size} bytes")
-            total |= value << 8 * offset
+            shift, bits = shifts[name]
+            if value >> bits:
+                raise OverflowError(f"{name} = {value} does not fit {bits // 8} bytes")
+            total |= value << shift
         return total.to_bytes(self.size, "little")
 
 
