@@ -273,9 +273,12 @@ async def observe(
     ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
     nic_period = machine.period_ticks("nic")
     ready = engine.tick
-    first, nic_cycles_per_ns = Fraction(ready, nic_period), ticks_per_ns / nic_period
+    ticks, ns = ticks_per_ns.as_integer_ratio()
     for packet, (time_ns, data) in enumerate(frames, 1):
-        start = math.ceil(first + time_ns * nic_cycles_per_ns) + 1
+        # (ready + time_ns * ticks_per_ns) / nic_period, rounded up, in integers: many fractions take long.
+        whole, parts = time_ns.as_integer_ratio()
+        divisor = ns * parts
+        start = -(-(ready * divisor + whole * ticks) // (divisor * nic_period)) + 1
         engine.push_frame(data, packet, start)
     last_start = ready + int(max(time_ns for time_ns, _ in frames) * ticks_per_ns)
 

@@ -179,6 +179,7 @@ _ISSUED = (
     "get",
     "load_bytes",
     "load_all",
+    "get_all",
     "load_begin",
     "touch",
     "prefetch",
@@ -211,6 +212,7 @@ class Core:
     get: Callable[[int, Field], Awaitable[Any]]
     load_bytes: Callable[[int, int], Awaitable[bytes]]
     load_all: Callable[..., Awaitable[list[Any]]]
+    get_all: Callable[..., Awaitable[list[Any]]]
     load_begin: Callable[[int, int], int]
     touch: Callable[[int, int], None]
     prefetch: Callable[[int], None]
