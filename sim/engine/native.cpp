@@ -106,8 +106,32 @@ struct Group {
     std::vector<uint8_t> bytes;
 };
 
+// Operations in order. It runs empty often, and then begins again in the same memory: a deque would not.
+class Queue {
+public:
+    bool empty() const { return first_ == items_.size(); }
+    size_t size() const { return items_.size() - first_; }
+    const Operation& front() const { return items_[first_]; }
+    void push_back(const Operation& op) { items_.push_back(op); }
+    void push_front(const Operation& op) {
+        if (first_)
+            items_[--first_] = op;
+        else
+            items_.insert(items_.begin(), op);
+    }
+    void pop_front() {
+        if (++first_ < items_.size()) return;
+        items_.clear();
+        first_ = 0;
+    }
+
+private:
+    std::vector<Operation> items_;
+    size_t first_ = 0;
+};
+
 struct Context {
-    std::deque<Operation> queue;
+    Queue queue;
     std::vector<Group> groups;
     unsigned waiting = 0;  // operations pushed with notify that are not complete
     int core = -1;
