@@ -1,5 +1,6 @@
 """One run: traffic through one receive path on one machine and engine, and what it leaves behind."""
 
+import functools
 import json
 import math
 import time
@@ -272,8 +273,12 @@ async def observe(
     ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
     nic_period = machine.period_ticks("nic")
     ready = engine.tick
+    ticks, ns = ticks_per_ns.as_integer_ratio()
     for packet, (time_ns, data) in enumerate(frames, 1):
-        start = math.ceil((ready + time_ns * ticks_per_ns) / nic_period) + 1
+        # (ready + time_ns * ticks_per_ns) / nic_period, rounded up, in integers: many fractions take long.
+        whole, parts = time_ns.as_integer_ratio()
+        divisor = ns * parts
+        start = -(-(ready * divisor + whole * ticks) // (divisor * nic_period)) + 1
         engine.push_frame(data, packet, start)
     last_start = ready + int(max(time_ns for time_ns, _ in frames) * ticks_per_ns)
 
@@ -349,7 +354,7 @@ def _system(engine: Engine, machine: MachineConfig, ring: int | None, account: _
             engine,
             machine.core.count,
             machine.dram.size_mib << 20,
-            load_costs(),
+            _costs(),
             mac=HOST_MAC,
             addresses=[HOST_IP.packed],
             ports=PORTS,
@@ -359,6 +364,9 @@ def _system(engine: Engine, machine: MachineConfig, ring: int | None, account: _
         )
     except (ValueError, MemoryError) as error:
         raise ConfigError(str(error)) from None
+
+
+_costs = functools.cache(load_costs)
 
 
 def _tags(record: Record) -> tuple[list[str], np.ndarray]:

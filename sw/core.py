@@ -18,6 +18,7 @@ lie in modelled memory and be guarded as in a real kernel.
 """
 
 import enum
+import inspect
 import types
 from array import array
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
@@ -183,6 +184,7 @@ _ISSUED = (
     "get",
     "load_bytes",
     "load_all",
+    "get_all",
     "load_begin",
     "touch",
     "prefetch",
@@ -208,6 +210,9 @@ class Core:
         text: physical address of each function's code, at which ``text_bytes`` of it are fetched; without it, none is.
     """
 
+    # Slots, since what software does most is to look up an attribute of its core.
+    __slots__ = (*_ISSUED, "contexts", "costs", "current", "index", "issuer", "port", "record")
+
     #: What :meth:`new_context` makes.
     context_class: type[Context] = Context
 
@@ -217,6 +222,7 @@ class Core:
     get: Callable[[int, Field], Awaitable[Any]]
     load_bytes: Callable[..., Awaitable[bytes]]
     load_all: Callable[..., Awaitable[list[Any]]]
+    get_all: Callable[..., Awaitable[list[Any]]]
     load_begin: Callable[..., int]
     touch: Callable[..., None]
     prefetch: Callable[[int], None]
@@ -367,15 +373,32 @@ def function(mode: Mode | None = None) -> Callable[[_Code], _Code]:
     mode_bits = -1 if mode is None else mode << MODE_SHIFT
 
     def decorate(code: _Code) -> _Code:
-        number = _number_of(code.__name__)
-
-        @wraps(code)
-        def called(core: Core, *args: Any, **kwargs: Any) -> Any:
-            return core.issuer.call(code(core, *args, **kwargs), number, mode_bits)
-
-        return called
+        return wraps(code)(_caller(code, _number_of(code.__name__), mode_bits))
 
     return decorate
+
+
+def _caller(code: _Code, number: int, mode: int) -> Any:
+    """``code``, called through the issuer.
+
+    Written out with the parameters of ``code``, as ``dataclasses`` writes ``__init__``: passing on ``*args`` and
+    ``**kwargs`` would take longer than the rest of a call.
+    """
+    declared, passed = [], []
+    for name, parameter in inspect.signature(code).parameters.items():
+        only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if only and "*" not in declared:
+            declared.append("*")
+        declared.append(name if parameter.default is inspect.Parameter.empty else f"{name}=None")
+        passed.append(f"{name}={name}" if only else name)
+    call = f"code({', '.join(passed)})"
+    source = f"def called({', '.join(declared)}): return {declared[0]}.issuer.call({call}, number, mode)"
+    scope = {"code": code, "number": number, "mode": mode}
+    exec(source, scope)
+    called: Any = scope["called"]
+    called.__defaults__ = code.__defaults__
+    called.__kwdefaults__ = code.__kwdefaults__
+    return called
 
 
 class Dispatcher:
@@ -395,8 +418,13 @@ class Dispatcher:
         """Let ``core``, which has no context yet, begin with ``context``."""
         self._switch(core, context)
 
-    async def run(self, until: int | None = None, stop: Callable[[], bool] | None = None) -> WakeKind | None:
+    async def run(
+        self, until: int | None = None, stop: Callable[[], bool] | None = None, *, only_notes: bool = False
+    ) -> WakeKind | None:
         """Dispatch until ``stop()``, tick ``until``, or until nothing will ever happen.
+
+        Arguments:
+            only_notes: nothing but a note changes what ``stop`` says, so it need not be asked all the time.
 
         Returns:
             ``WakeKind.LIMIT`` or ``WakeKind.IDLE``, or ``None`` when ``stop`` ended it.
@@ -408,11 +436,12 @@ class Dispatcher:
         quick = hasattr(type(engine), "run_coroutines")
         cores = self.cores
         contexts = self._contexts
+        notes = self.record.notes if only_notes else None
         completion, empty, interrupt = WakeKind.COMPLETION, WakeKind.EMPTY, WakeKind.INTERRUPT
         while stop is None or not stop():
             self.batch += 1
             if quick:
-                wakes = engine.run_coroutines(until, contexts, self._settle, stop)
+                wakes = engine.run_coroutines(until, contexts, self._settle, stop, notes)
             else:
                 wakes = await engine.run(until)
             for kind, index, number, value, data in wakes:

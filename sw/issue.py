@@ -136,6 +136,10 @@ class Issuer:
             values.append((yield handle))
         return values
 
+    def get_all(self, base: int, /, *fields: tuple[int, int]) -> Awaitable[list[Any]]:
+        """Load several fields of the structure at ``base``, none of which crosses a line border, overlapping."""
+        return self.load_all(*((base + offset, size) for offset, size in fields))
+
     def load_begin(self, address: int, size: int, /, *, after: int = -1) -> int:
         """Read within one line and go on: the handle that it returns can be awaited later, or be an ``after``."""
         return self._push(_LOAD, address, size, 0, 0, 1, after, _ISSUE)

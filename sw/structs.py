@@ -1,6 +1,7 @@
 """C structures in modelled memory: names for offsets and sizes."""
 
-from typing import TYPE_CHECKING, NamedTuple
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 __all__ = ["Field", "Struct"]
 
@@ -42,10 +43,16 @@ class Struct:
         if offset > self.size:
             raise ValueError(f"the members take {offset} bytes, more than the structure's {self.size}")
         self.__dict__.update(self.fields)
+        self._shifts = {name: (8 * offset, 8 * length) for name, (offset, length) in self.fields.items()}
+        self._unpack = struct.Struct(_format(self.fields)).unpack_from
 
     if TYPE_CHECKING:  # at run time it would make every access to a member slow
 
         def __getattr__(self, name: str) -> Field: ...
+
+    def unpack(self, contents: bytes) -> tuple[Any, ...]:
+        """Every member, in order: integers, and bytes for arrays. What lies behind the last one need not be there."""
+        return self._unpack(contents)
 
     def pack(self, **values: int) -> bytes:
         """The structure's bytes with the given members set and all others zero.
@@ -54,9 +61,23 @@ class Struct:
             OverflowError: if a value does not fit its member.
         """
         total = 0
+        shifts = self._shifts
         for name, value in values.items():
-            offset, size = self.fields[name]
-            if value >> 8 * size:
-                raise OverflowError(f"{name} = {value} does not fit {size} bytes")
-            total |= value << 8 * offset
+            shift, bits = shifts[name]
+            if value >> bits:
+                raise OverflowError(f"{name} = {value} does not fit {bits // 8} bytes")
+            total |= value << shift
         return total.to_bytes(self.size, "little")
+
+
+#: Integers of so many bytes, as the module ``struct`` calls them.
+_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+def _format(fields: dict[str, Field]) -> str:
+    """The structure as the module ``struct`` describes it."""
+    format_, end = "<", 0
+    for offset, length in fields.values():
+        format_ += f"{offset - end}x{_CODES.get(length, f'{length}s')}"
+        end = offset + length
+    return format_

@@ -108,13 +108,14 @@ class System:
         """
         boot = self.kernel.cpus[BOOT_CORE]
         self.dispatcher.start(boot, boot.new_context(self._boot(boot), Mode.IDLE))
-        ended = await self.dispatcher.run(stop=lambda: self.ready)
+        ended = await self.dispatcher.run(stop=lambda: self.ready, only_notes=True)
         if ended is not None:
             raise RuntimeError("the machine came to rest before the system was up")
 
     async def run(self, until: int | None = None) -> WakeKind | None:
         """Run until :meth:`stop` has taken effect (None), to tick ``until`` (LIMIT), or to the end of work (IDLE)."""
-        return await self.dispatcher.run(until, self._at_rest)
+        ended = await self.dispatcher.run(until, lambda: self.kernel.stopping, only_notes=True)
+        return await self.dispatcher.run(until, self._at_rest) if ended is None else ended
 
     def stop(self) -> None:
         """Let the programs end: :meth:`run` returns once all that was begun is done and the cores are at rest.
@@ -124,7 +125,7 @@ class System:
         self.kernel.stopping = True
 
     def _at_rest(self) -> bool:
-        return self.kernel.stopping and all(cpu.at_rest for cpu in self.kernel.cpus)
+        return all(cpu.at_rest for cpu in self.kernel.cpus)
 
     async def _boot(self, cpu: Cpu) -> None:
         """The boot core's first context: the kernel's start, the driver, then the idle loop."""

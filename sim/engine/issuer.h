@@ -217,12 +217,13 @@ public:
         return last;
     }
 
-    int64_t load_all(PyObject* const* places, Py_ssize_t count) {
+    // Several places, their addresses counted from `base`; returns the handle of the last load.
+    int64_t load_all(uint64_t base, PyObject* const* places, Py_ssize_t count) {
         loop_.open_group(context, Group::LIST, static_cast<size_t>(count));
         int64_t last = -1;
         for (Py_ssize_t n = 0; n < count; ++n) {
-            const auto [address, size] = pair_of(places[n]);
-            last = load(address, size, Notify::ISSUE | Notify::GROUP, -1);
+            const auto [offset, size] = pair_of(places[n]);
+            last = load(base + offset, size, Notify::ISSUE | Notify::GROUP, -1);
         }
         return last;
     }
@@ -507,9 +508,17 @@ PyObject* issuer_load_bytes(IssuerState& issuer, Arguments args, Py_ssize_t, int
     return make_pending(issuer.load_pieces(unsigned_of(args[0]), size, Notify::ISSUE, after, false));
 }
 
-PyObject* issuer_load_all(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+PyObject* loaded_all(IssuerState& issuer, uint64_t base, Arguments places, Py_ssize_t count) {
     if (!count) return make_pending(-1, PyList_New(0));
-    return make_pending(issuer.load_all(args, count));
+    return make_pending(issuer.load_all(base, places, count));
+}
+
+PyObject* issuer_load_all(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    return loaded_all(issuer, 0, args, count);
+}
+
+PyObject* issuer_get_all(IssuerState& issuer, Arguments args, Py_ssize_t count) {
+    return loaded_all(issuer, unsigned_of(args[0]), args + 1, count - 1);
 }
 
 PyObject* issuer_load_begin(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
@@ -651,6 +660,7 @@ PyMethodDef issuer_methods[] = {
     ISSUER_METHOD(get, 2, 2),
     ISSUER_AFTER_METHOD(load_bytes, 2, 2),
     ISSUER_METHOD(load_all, 0, -1),
+    ISSUER_METHOD(get_all, 1, -1),
     ISSUER_AFTER_METHOD(load_begin, 2, 2),
     ISSUER_AFTER_METHOD(touch, 2, 2),
     ISSUER_METHOD(prefetch, 1, 1),

@@ -154,8 +154,32 @@ struct Group {
     std::vector<uint8_t> bytes;
 };
 
+// Operations in order. It runs empty often, and then begins again in the same memory: a deque would not.
+class Queue {
+public:
+    bool empty() const { return first_ == items_.size(); }
+    size_t size() const { return items_.size() - first_; }
+    const Operation& front() const { return items_[first_]; }
+    void push_back(const Operation& op) { items_.push_back(op); }
+    void push_front(const Operation& op) {
+        if (first_)
+            items_[--first_] = op;
+        else
+            items_.insert(items_.begin(), op);
+    }
+    void pop_front() {
+        if (++first_ < items_.size()) return;
+        items_.clear();
+        first_ = 0;
+    }
+
+private:
+    std::vector<Operation> items_;
+    size_t first_ = 0;
+};
+
 struct Context {
-    std::deque<Operation> queue;
+    Queue queue;
     std::vector<Group> groups;
     unsigned waiting = 0;  // operations that are to notify and have not
     int core = -1;
@@ -533,14 +557,23 @@ public:
 
     // Run as often as all that happens is that coroutines get what they wait for: the inner loop of
     // sw.core.Dispatcher.run, which says what the arguments are. Returns wakes that Python has to see to, or none when
-    // `stop` tells to.
-    nb::list run_coroutines(std::optional<Tick> until, nb::dict contexts, nb::object settle, nb::object stop) {
+    // `stop` tells to. With `notes`, `stop` is asked only when one has been added to them.
+    nb::list run_coroutines(std::optional<Tick> until, nb::dict contexts, nb::object settle, nb::object stop,
+                            std::optional<nb::list> notes) {
         std::vector<Software> known;
+        size_t noted = notes ? notes->size() : 0;
+        const auto told_to = [&] {
+            if (stop.is_none() || (notes && notes->size() == noted)) return false;
+            if (notes) noted = notes->size();
+            const int answer = PyObject_IsTrue(stop().ptr());
+            if (answer < 0) throw nb::python_error();
+            return answer != 0;
+        };
         for (;;) {
             advance(until.value_or(NEVER));
             size_t done = 0;
             while (done < wakes_.size() && resume(wakes_[done], contexts, settle, known)) ++done;
-            if (done < wakes_.size() || (!stop.is_none() && PyObject_IsTrue(stop().ptr()))) return take_wakes(done);
+            if (done < wakes_.size() || told_to()) return take_wakes(done);
             wakes_.clear();
         }
     }
@@ -1351,7 +1384,8 @@ NB_MODULE(nicscope_native, m) {
         .def("take_tags", &Loop::take_tags)
         .def("push_frame", &Loop::push_frame, "data"_a, "packet"_a, "start"_a)
         .def("run", &Loop::run, "until"_a = nb::none())
-        .def("run_coroutines", &Loop::run_coroutines, "until"_a.none(), "contexts"_a, "settle"_a, "stop"_a.none())
+        .def("run_coroutines", &Loop::run_coroutines, "until"_a.none(), "contexts"_a, "settle"_a, "stop"_a.none(),
+             "notes"_a.none())
         .def("replay", &Loop::replay, "operations"_a, "frames"_a, "end"_a)
         .def_prop_ro("tick", &Loop::tick)
         .def("cycles", &Loop::cycles)

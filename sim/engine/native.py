@@ -79,6 +79,7 @@ class NativeEngine:
         contexts: dict[int, Any],
         settle: Callable[[Any, bool, Any], None],
         stop: Callable[[], bool] | None,
+        notes: list | None,
     ) -> Sequence[Wake]:
         """:meth:`run`, resuming each coroutine whose operation completes, for ``sw.core.Dispatcher``.
 
@@ -88,8 +89,9 @@ class NativeEngine:
             contexts: ``sw.core.Context`` by number.
             settle: called with the context, whether its coroutine has finished and what it wants, if that is not a
                 handle.
+            notes: ask ``stop`` only when this list has grown; ``None``: after every wake.
         """
-        return self._loop.run_coroutines(until, contexts, settle, stop)
+        return self._loop.run_coroutines(until, contexts, settle, stop, notes)
 
     def execute(self, experiment: Experiment) -> Any:
         """Run ``await experiment(engine)`` to its end and return its result."""

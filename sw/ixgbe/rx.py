@@ -56,9 +56,7 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, bar0: int, wanted: i
     given = 0
     while given < wanted:
         buffer = ring.buffers + next_to_use * IXGBE_RX_BUFFER.size
-        contents = await cpu.load(buffer, IXGBE_RX_BUFFER.size)
-        page = IXGBE_RX_BUFFER.page.of(contents)
-        page_offset = IXGBE_RX_BUFFER.page_offset.of(contents)
+        page, page_offset, _ = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size))
         if not page:
             page = await alloc_page(cpu, _PAGE_REFERENCES)
             if not page:
@@ -123,10 +121,7 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, bar0: int, budget: int) 
 
 async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, length: int) -> int:
     """Make an skb of a completed buffer and recycle the other half of its page; 0 if the packet is dropped here."""
-    contents = await cpu.load(buffer, IXGBE_RX_BUFFER.size)
-    page = IXGBE_RX_BUFFER.page.of(contents)
-    page_offset = IXGBE_RX_BUFFER.page_offset.of(contents)
-    bias = IXGBE_RX_BUFFER.pagecnt_bias.of(contents)
+    page, page_offset, bias = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size))
     data = page + page_offset
     cpu.prefetch(data)
     last = upper >> _EOP_SHIFT & 1

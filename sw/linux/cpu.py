@@ -56,6 +56,21 @@ class Cpu(Core):
         runqueue: address of this core's run queue (``sw.linux.sched.RQ``).
     """
 
+    __slots__ = (
+        "idle_context",
+        "idle_task",
+        "kernel",
+        "ksoftirqd",
+        "need_resched_address",
+        "offline",
+        "poll_list",
+        "preempt_count_address",
+        "runqueue",
+        "sleeping",
+        "softirq_pending_address",
+        "task",
+    )
+
     context_class = KernelContext
 
     def __init__(

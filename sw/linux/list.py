@@ -25,7 +25,7 @@ async def list_add_tail(core: Core, entry: int, head: int) -> None:
 
 async def list_del(core: Core, entry: int) -> bool:
     """Take ``entry`` out of its list; returns whether the list is empty now."""
-    following, previous = await core.load_all((entry, 8), (entry + 8, 8))
+    following, previous = await core.get_all(entry, LIST_HEAD.next, LIST_HEAD.prev)
     core.put(following, LIST_HEAD.prev, previous)
     core.put(previous, LIST_HEAD.next, following)
     return following == previous

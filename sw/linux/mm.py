@@ -83,7 +83,7 @@ class PageAllocator:
 async def alloc_page(cpu: Cpu, refcount: int = 1) -> int:
     """A page with that many references, or 0 when there is none."""
     pages = cpu.kernel.pages
-    first, fresh, end = _unpack(await cpu.load(pages.list, _FREE_LIST_BYTES))
+    first, fresh, end = _FREE_LIST.unpack(await cpu.load(pages.list, _FREE_LIST_BYTES))
     if first:
         structure = pages.mem_map + first // PAGE_SIZE * STRUCT_PAGE.size
         cpu.put(pages.list, _FREE_LIST.first, await cpu.get(structure, STRUCT_PAGE.next))
@@ -141,7 +141,7 @@ class KmemCache:
 @function()
 async def kmem_cache_alloc(cpu: Cpu, cache: KmemCache) -> int:
     """A slot, or 0 when there is none."""
-    first, fresh, end = _unpack(await cpu.load(cache.list, _FREE_LIST_BYTES))
+    first, fresh, end = _FREE_LIST.unpack(await cpu.load(cache.list, _FREE_LIST_BYTES))
     if first:
         cpu.put(cache.list, _FREE_LIST.first, await cpu.load(first, 8))
     elif fresh < end:
@@ -161,7 +161,3 @@ def _init_free_list(cpu: Cpu, address: int, start: int, end: int) -> None:
     cpu.put(address, _FREE_LIST.first, 0)
     cpu.put(address, _FREE_LIST.fresh, start)
     cpu.put(address, _FREE_LIST.end, end)
-
-
-def _unpack(line: bytes) -> tuple[int, int, int]:
-    return _FREE_LIST.first.of(line), _FREE_LIST.fresh.of(line), _FREE_LIST.end.of(line)

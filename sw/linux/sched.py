@@ -137,10 +137,7 @@ async def wake_up_new_task(cpu: Cpu, task: Task) -> None:
 async def _activate_task(target: Cpu, cpu: Cpu, address: int, priority: int) -> None:
     """Enqueue on ``target``'s queue, the work being done by ``cpu``; interrupts are off."""
     rq = target.runqueue
-    running, bitmap = await cpu.load_all(
-        (rq + RQ.nr_running.offset, 4),
-        (rq + RQ.bitmap.offset, 4),
-    )
+    running, bitmap = await cpu.get_all(rq, RQ.nr_running, RQ.bitmap)
     await list_add_tail(cpu, address + TASK_STRUCT.run_list.offset, _queue(target, priority))
     cpu.put(rq, RQ.nr_running, running + 1)
     cpu.put(rq, RQ.bitmap, bitmap | 1 << priority)
@@ -151,7 +148,7 @@ async def _deactivate_task(cpu: Cpu, address: int, priority: int) -> None:
     """Dequeue from this core's queue; interrupts are off."""
     rq = cpu.runqueue
     empty = await list_del(cpu, address + TASK_STRUCT.run_list.offset)
-    running, bitmap = await cpu.load_all((rq + RQ.nr_running.offset, 4), (rq + RQ.bitmap.offset, 4))
+    running, bitmap = await cpu.get_all(rq, RQ.nr_running, RQ.bitmap)
     cpu.put(rq, RQ.nr_running, running - 1)
     if empty:
         cpu.put(rq, RQ.bitmap, bitmap & ~(1 << priority))

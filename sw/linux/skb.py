@@ -51,8 +51,9 @@ async def napi_build_skb(cpu: Cpu, page: int, head: int, size: int, headroom: in
     skb = await kmem_cache_alloc(cpu, cpu.kernel.skb_cache)
     if not skb:
         return 0
-    values = {"head": head, "data": head + headroom, "len": length, "truesize": size + SK_BUFF.size, "page": page}
-    cpu.store(skb, SK_BUFF.pack(**values), SK_BUFF.size)
+    truesize = size + SK_BUFF.size
+    packed = SK_BUFF.pack(head=head, data=head + headroom, len=length, truesize=truesize, page=page)
+    cpu.store(skb, packed, SK_BUFF.size)
     cpu.store(head + size - SHARED_INFO_BYTES, bytes(32), 32)
     return skb
 

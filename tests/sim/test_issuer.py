@@ -101,6 +101,7 @@ def test_random_software(build):
                 case 6:
                     handle = core.load_begin(BASE, 8)
                     tell(await core.get(BASE + 64, PAIR.first), await core.load_all((BASE, 4), (BASE + 512, 8)))
+                    tell(await core.get_all(BASE + 64, PAIR.second, PAIR.first), await core.get_all(BASE))
                     tell(await core.result(handle))
                 case 7:
                     core.prefetch(address)

@@ -22,6 +22,10 @@ def test_pack_and_read_back():
     data = struct.pack(a=0x1234, b=5)
     assert data == bytes([0x34, 0x12, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0])
     assert struct.a.of(data) == 0x1234 and struct.b.of(data) == 5
+    assert struct.unpack(data) == (0x1234, 5)
+    wide = Struct(32, a=1, b=3, c=4, d=12)
+    data = bytes(range(32))
+    assert wide.unpack(data[:20]) == (0, b"\1\2\3", 0x07060504, data[8:20])
 
 
 def test_mistakes_are_named():

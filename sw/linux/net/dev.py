@@ -30,12 +30,7 @@ async def napi_gro_receive(cpu: Cpu, skb: int) -> None:
 @function()
 async def netif_receive_skb(cpu: Cpu, skb: int) -> None:
     """Hand a packet to the protocol of its EtherType."""
-    head, data, protocol, kind = await cpu.load_all(
-        (skb + SK_BUFF.head.offset, 8),
-        (skb + SK_BUFF.data.offset, 8),
-        (skb + SK_BUFF.protocol.offset, 2),
-        (skb + SK_BUFF.pkt_type.offset, 1),
-    )
+    head, data, protocol, kind = await cpu.get_all(skb, SK_BUFF.head, SK_BUFF.data, SK_BUFF.protocol, SK_BUFF.pkt_type)
     cpu.put(skb, SK_BUFF.network_header, data - head)
     if await cpu.load(_bucket(cpu, protocol), 8) != protocol or not protocol:
         reason = "OTHERHOST" if kind == PacketType.OTHERHOST else "UNHANDLED_PROTO"

@@ -27,11 +27,7 @@ def init_local_table(cpu: Cpu, addresses: list[bytes]) -> None:
 @function()
 async def ip_rcv(cpu: Cpu, skb: int) -> None:
     """Check the header, find out whether the packet is for this host, deliver it."""
-    data, length, kind = await cpu.load_all(
-        (skb + SK_BUFF.data.offset, 8),
-        (skb + SK_BUFF.len.offset, 4),
-        (skb + SK_BUFF.pkt_type.offset, 1),
-    )
+    data, length, kind = await cpu.get_all(skb, SK_BUFF.data, SK_BUFF.len, SK_BUFF.pkt_type)
     if kind == PacketType.OTHERHOST:
         await kfree_skb_reason(cpu, skb, "OTHERHOST")
         return

@@ -77,7 +77,7 @@ async def udp4_lib_lookup(cpu: Cpu, port: int) -> int:
     """The socket bound to ``port``, or 0."""
     sock = await cpu.load(_slot(cpu, port), 8)
     while sock:
-        bound, following = await cpu.load_all((sock + SOCK.port.offset, 2), (sock + SOCK.hash_next.offset, 8))
+        bound, following = await cpu.get_all(sock, SOCK.port, SOCK.hash_next)
         if bound == port:
             return sock
         sock = following
@@ -112,12 +112,8 @@ async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int,
     """Take the next datagram whose checksum is right, copy it, free it."""
     while True:
         skb = await skb_recv_udp(cpu, sock)
-        head, data, length, summed, network_header = await cpu.load_all(
-            (skb + SK_BUFF.head.offset, 8),
-            (skb + SK_BUFF.data.offset, 8),
-            (skb + SK_BUFF.len.offset, 4),
-            (skb + SK_BUFF.ip_summed.offset, 1),
-            (skb + SK_BUFF.network_header.offset, 2),
+        head, data, length, summed, network_header = await cpu.get_all(
+            skb, SK_BUFF.head, SK_BUFF.data, SK_BUFF.len, SK_BUFF.ip_summed, SK_BUFF.network_header
         )
         payload = data + UDP_HEADER_BYTES
         payload_length = length - UDP_HEADER_BYTES
