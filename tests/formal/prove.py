@@ -41,7 +41,16 @@ from hw.lib.platform import CompiledSimulation
 from hw.lib.probe import Probe
 from hw.lib.time import NOW_WIDTH, Timer, time_domain
 
-__all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "component_inputs", "fragments_below", "prove_quiet", "run_sby"]
+__all__ = [
+    "FORMAL_DOMAIN",
+    "RAM_THAT_HOLDS",
+    "Harness",
+    "ProofFailed",
+    "component_inputs",
+    "fragments_below",
+    "prove_quiet",
+    "run_sby",
+]
 
 #: The one clock of a model.
 FORMAL_DOMAIN = "formal"
@@ -64,6 +73,12 @@ module nicscope_ram #(
     assign read_data = any;
 endmodule
 """
+
+#: The same, but what a RAM shows stays until the next read: for components that look at it more than once.
+RAM_THAT_HOLDS = RAM_WITH_ANY_CONTENTS.replace(
+    "    assign read_data = any;",
+    "    reg [WIDTH-1:0] held;\n    always @(posedge clk) if (read_enable) held <= any;\n    assign read_data = held;",
+)
 
 #: Yices with its plain SAT solver, which is some ten times faster at these proofs than the one it takes for incremental
 #: use. It talks on standard error, which yosys-smtbmc would take for answers.
@@ -210,6 +225,7 @@ def prove_quiet(
     cover_depth: int | None = 20,
     outstanding: Value | None = None,
     planted: Mapping[str, Value] | None = None,
+    verilog: str = RAM_WITH_ANY_CONTENTS,
 ) -> None:
     """Prove that ``component`` may skip its edges of ``domain`` while it is quiet.
 
@@ -235,6 +251,7 @@ def prove_quiet(
         cover_depth: steps of the runs to be covered; None for no cover.
         outstanding: what the component waits for in the run that becomes quiet: high there.
         planted: wrong quiets, by what is wrong with them.
+        verilog: see :func:`run_sby`.
 
     Raises:
         ProofFailed: naming the property that does not hold, or the cover that is not reached.
@@ -257,7 +274,7 @@ def prove_quiet(
     for name, wrong_quiet in (planted or {}).items():
         _, properties = edge.skipped_while(wrong_quiet)
         harness.cover(~Cat(holds for _, holds in properties).all(), f"planted: {name}")
-    harness.run(**{mode: depth}, **({} if cover_depth is None else {"cover": cover_depth}))
+    harness.run(verilog=verilog, **{mode: depth}, **({} if cover_depth is None else {"cover": cover_depth}))
 
 
 class _Edge:

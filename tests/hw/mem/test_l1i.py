@@ -231,6 +231,24 @@ def test_cancel():
     Bench(latency=(9, 9)).run(process)
 
 
+def test_answer_and_lookup_at_once():
+    """A line that comes while its tags are being read, at any edge of that, is not asked for again."""
+
+    async def process(ctx, bench):
+        for gap in range(14):
+            line = 0x1000 * gap
+            await bench.start(ctx, line, 1)
+            await bench.edge(ctx)
+            await bench.edge(ctx)
+            await bench.cancel(ctx)
+            for _ in range(gap):
+                await bench.edge(ctx)
+            await bench.fetch(ctx, line, 1)
+            assert len(bench.log) == gap + 1
+
+    Bench(latency=(8, 8)).run(process)
+
+
 @pytest.mark.parametrize("changes", [{}, {"ways": 4}, {"size_kib": 2, "ways": 8, "mshrs": 8}, {"ways": 1, "mshrs": 1}])
 def test_random(changes):
     """Ranges over more lines than fit, cancelled at times: misses exactly when the model has the line not."""
