@@ -1,10 +1,9 @@
-"""From the data array to the core."""
+"""From the data array, or from channel D, to the core."""
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.bus.core import OP_ID_WIDTH
 from hw.bus.l1 import L1Load, L1LoadDone
 from hw.bus.tilelink import LINE_BITS, LINE_BYTES
 
@@ -14,23 +13,28 @@ __all__ = ["LoadAnswers"]
 class LoadAnswers(wiring.Component):
     """Picks a load's bytes out of its line and holds them until ``delay`` edges after ``valid``.
 
-    With ``valid`` high at edge t, ``done_valid`` is high at edge t + ``delay``. Wide registers change only
-    when an answer passes.
+    With ``valid`` high at edge t, ``done_valid`` is high at edge t + ``delay``. A load whose line arrives is answered
+    past that: with ``first_valid`` at edge t its answer comes at t + 1, or in the first cycle after that in which no
+    other does. Wide registers change only when an answer passes.
 
     Arguments:
-        delay: cycles of ``domain``, at least 1.
+        delay: cycles of ``domain``, at least 2.
         domain: clock domain.
     """
 
     def __init__(self, *, delay: int, domain: str):
-        if delay < 1:
-            raise ValueError(f"answers take at least 1 cycle, not {delay}")
+        if delay < 2:
+            raise ValueError(f"answers take at least 2 cycles, not {delay}")
         self.delay, self.domain = delay, domain
         super().__init__(
             {
                 "valid": In(1),
                 "load": In(L1Load),
                 "line_data": In(LINE_BITS),
+                "first_ready": Out(1),  #: a load may be answered at once
+                "first_valid": In(1),  #: only if ``first_ready``
+                "first": In(L1Load),
+                "first_data": In(LINE_BITS),
                 "done_valid": Out(1),
                 "done": Out(L1LoadDone),
                 "busy": Out(1),  #: an answer is on its way, or being given
@@ -41,29 +45,44 @@ class LoadAnswers(wiring.Component):
         """Elaborate."""
         m = Module()
         valid = [Signal(name=f"valid{i}") for i in range(self.delay)]
-        ids = [Signal(OP_ID_WIDTH, name=f"id{i}") for i in range(self.delay)]
-        data = [Signal(LINE_BITS, name=f"data{i}") for i in range(self.delay)]
+        done = [Signal(L1LoadDone, name=f"done{i}") for i in range(self.delay)]
+        held_valid, held = Signal(), Signal(L1LoadDone)  # an answer past the array that met another
 
-        # Two right shifts: the bytes to the bottom, and a mask for as many of them as were asked for.
-        empty = Signal(range(LINE_BYTES + 1))
-        mask = Const((1 << LINE_BITS) - 1, LINE_BITS) >> (empty << 3)
-        m.d.comb += empty.eq(LINE_BYTES - self.load.size)
         m.d[self.domain] += valid[0].eq(self.valid)
         with m.If(self.valid):
-            m.d[self.domain] += [
-                ids[0].eq(self.load.id),
-                data[0].eq((self.line_data >> (self.load.offset << 3)) & mask),
-            ]
+            self._pick(m, done[0], self.load, self.line_data)
 
         # Delay
         for i in range(1, self.delay):
             m.d[self.domain] += valid[i].eq(valid[i - 1])
             with m.If(valid[i - 1]):
-                m.d[self.domain] += [ids[i].eq(ids[i - 1]), data[i].eq(data[i - 1])]
+                m.d[self.domain] += done[i].eq(done[i - 1])
+
+        # Past it
+        m.d.comb += self.first_ready.eq(~held_valid)
+        with m.If(valid[-2]):
+            with m.If(self.first_valid):
+                m.d[self.domain] += held_valid.eq(1)
+                self._pick(m, held, self.first, self.first_data)
+        with m.Elif(held_valid):
+            m.d[self.domain] += [held_valid.eq(0), valid[-1].eq(1), done[-1].eq(held)]
+        with m.Elif(self.first_valid):
+            m.d[self.domain] += valid[-1].eq(1)
+            self._pick(m, done[-1], self.first, self.first_data)
+
         m.d.comb += [
             self.done_valid.eq(valid[-1]),
-            self.done.id.eq(ids[-1]),
-            self.done.data.eq(data[-1]),
-            self.busy.eq(Cat(*valid).any()),
+            self.done.eq(done[-1]),
+            self.busy.eq(Cat(*valid, held_valid).any()),
         ]
         return m
+
+    def _pick(self, m: Module, done: Signal, load: Value, line_data: Value) -> None:
+        """Two right shifts: the bytes to the bottom, and a mask for as many of them as were asked for."""
+        empty = LINE_BYTES - load.size
+        mask = Const((1 << LINE_BITS) - 1, LINE_BITS) >> (empty[:7] << 3)
+        m.d[self.domain] += [
+            done.use.eq(load.use),
+            done.id.eq(load.id),
+            done.data.eq((line_data >> (load.offset << 3)) & mask),
+        ]

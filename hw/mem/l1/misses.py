@@ -13,38 +13,34 @@ __all__ = ["MissFile"]
 
 
 class MissFile(wiring.Component):
-    """``count`` MSHRs, each for one line, with the set of loads that wait for it.
+    """``count`` MSHRs, each for one line.
 
-    An entry is allocated by the first miss of a line, issued when it has its way and the line has been asked for,
-    and retired when the line is there and what waited for it is done. Everything about one line happens in
-    stage 1 of the cache's pipeline, where ``line`` names it. ``index``, ``waiters``, ``way`` and ``trunk`` are those
+    An entry is allocated by the first miss of a line, issued when it has its way and the line has been asked for
+    (at once, or later), and retired when the line is there and what waited for it is done. Everything about one line
+    happens in stage 1 of the cache's pipeline, where ``line`` names it. ``index``, ``way`` and ``trunk`` are those
     of the entry of ``line`` if ``match``, else ``index`` is a free entry if ``free``; all are combinational.
 
     Arguments:
         count: entries, 1 to 32.
-        loads: loads that can wait; ``waiters`` has one bit for each.
         ways: ways of the cache.
         domain: clock domain.
     """
 
-    def __init__(self, *, count: int, loads: int, ways: int, domain: str):
+    def __init__(self, *, count: int, ways: int, domain: str):
         if not 1 <= count <= 32:
             raise ValueError(f"a cache has 1 to 32 MSHRs, not {count}")
-        self.count, self.loads, self.ways, self.domain = count, loads, ways, domain
+        self.count, self.ways, self.domain = count, ways, domain
         super().__init__(
             {
                 "line": In(LINE_ADDRESS_WIDTH),
                 "match": Out(1),
                 "free": Out(1),
                 "index": Out(range(count)),
-                "waiters": Out(loads),
                 "way": Out(range(ways)),
                 "trunk": Out(1),  #: a store waits: ask for the line writable
                 "allocate": In(1),  #: make an entry for ``line``; only if ``free`` and not ``match``
                 "want_trunk": In(1),  #: a store waits for ``line``; with ``allocate`` or ``match``
-                "attach": In(1),  #: load ``waiter`` waits for ``line``; with ``allocate`` or ``match``
-                "waiter": In(range(loads)),
-                "issue": In(1),  #: ``line`` has been asked for and will be put into ``issue_way``
+                "issue": In(1),  #: ``line`` is being asked for and will be put into ``issue_way``
                 "issue_way": In(range(ways)),
                 "retire": In(1),  #: entry ``retire_index`` is done
                 "retire_index": In(range(count)),
@@ -93,7 +89,7 @@ class MissFile(wiring.Component):
         with m.If(self.allocate):
             m.d[self.domain] += [
                 lines[self.index].eq(self.line),
-                issued.eq(issued & ~index),
+                issued.eq(Mux(self.issue, issued | index, issued & ~index)),
                 trunk.eq(Mux(self.want_trunk, trunk | index, trunk & ~index)),
             ]
         with m.Elif(self.want_trunk):
@@ -101,21 +97,14 @@ class MissFile(wiring.Component):
         with m.Elif(self.issue):
             m.d[self.domain] += issued.eq(issued | index)
 
-        # Ways and waiting loads
+        # Ways
         m.submodules.ways_held = ways_held = Memory(shape=range(self.ways), depth=self.count, init=[])
         way_read, way_write = ways_held.read_port(domain="comb"), ways_held.write_port(domain=self.domain)
-        m.submodules.waiting = waiting = Memory(shape=self.loads, depth=self.count, init=[])
-        waiting_read, waiting_write = waiting.read_port(domain="comb"), waiting.write_port(domain=self.domain)
         m.d.comb += [
             way_read.addr.eq(self.index),
             self.way.eq(way_read.data),
             way_write.addr.eq(self.index),
             way_write.data.eq(self.issue_way),
             way_write.en.eq(self.issue),
-            waiting_read.addr.eq(self.index),
-            self.waiters.eq(waiting_read.data),
-            waiting_write.addr.eq(self.index),
-            waiting_write.data.eq(Mux(self.allocate, 0, self.waiters) | (self.attach << self.waiter)),
-            waiting_write.en.eq(self.allocate | self.attach),
         ]
         return m

@@ -12,7 +12,7 @@ class LineState(enum.Enum, shape=2):
 
     NOTHING = 0  #: Invalid
     BRANCH = 1  #: Shared
-    TRUNK = 2  #: Exclusive: writable and as in the last level
+    TRUNK = 2  #: Exclusive: writable and as in the last level or DRAM
     DIRTY = 3  #: Modified
 
 
@@ -20,9 +20,9 @@ class Kind(enum.Enum, shape=3):
     """What a pass through the pipeline does."""
 
     LOAD = 0  #: a load of the core, new or replayed
-    STORE = 1  #: the oldest store of the core
-    PROBE = 2  #: the last level takes back permissions
-    ALLOCATE = 3  #: a miss gets its way, evicts what is there, and asks for the line
+    STORE = 1  #: the oldest store of the core, or an atomic
+    PROBE = 2  #: the level below takes back permissions
+    ALLOCATE = 3  #: a miss that could not ask for its line at once does so now
     REFILL = 4  #: a line arrives
 
 
