@@ -41,8 +41,8 @@ class Wake(NamedTuple):
     core: int
     context: int  #: the core's context (INTERRUPT: the interrupted one); -1 if none
     value: int  #: COMPLETION: the operation's handle; INTERRUPT: the vector
-    #: COMPLETION: the bytes read, as an int (little-endian) up to 8 bytes, else as bytes. A LOAD gives what it was bound
-    #: to at its issue, an ATOMIC the old value, a POLL what it saw last.
+    #: COMPLETION: the bytes read, as an int (little-endian) up to 8 bytes, else as bytes. A LOAD gives what it was
+    #: bound to at its issue, an ATOMIC the old value, a POLL what it saw last.
     data: int | bytes
 
 

@@ -321,12 +321,16 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
 
 
 def _device_write(there: bool) -> list[str]:
+    values = (
+        ("bool", "accepted", "top.device_write_accepted", "false"),
+        ("uint64_t", "line", "top.device_write_line", "0"),
+        ("uint64_t", "mask", "top.device_write_mask", "0"),
+        ("const uint32_t*", "data", "&top.device_write_data[0]", "nullptr"),
+        ("bool", "done", "top.device_write_done", "false"),
+    )
     return [
-        f"bool device_write_accepted() const {{ return {'top.device_write_accepted' if there else 'false'}; }}",
-        f"uint64_t device_write_line() const {{ return {'top.device_write_line' if there else '0'}; }}",
-        f"uint64_t device_write_mask() const {{ return {'top.device_write_mask' if there else '0'}; }}",
-        f"const uint32_t* device_write_data() const {{ return {'&top.device_write_data[0]' if there else 'nullptr'}; }}",
-        f"bool device_write_done() const {{ return {'top.device_write_done' if there else 'false'}; }}",
+        f"{kind} device_write_{name}() const {{ return {value if there else missing}; }}"
+        for kind, name, value, missing in values
     ]
 
 

@@ -1,10 +1,13 @@
 """The native engine's issuer does what sw/issue.py does: the same operations, tags, results, at the same ticks."""
 
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hw.bus.core import AtomicFunction
 from hw.bus.core import OperationKind as K
 from hw.config import load_machine
 from sim.build.design import Design
@@ -15,12 +18,22 @@ from sw.costs import Cost
 from sw.port import WakeKind
 from sw.structs import Struct
 
+HERE = Path(__file__).parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
 COSTS = {
-    name: Cost(cycles=cycles, uops=uops, text_bytes=0, source="test", kind="chosen", low=0, high=10**6)
-    for name, cycles, uops in (("leaf", 10, 20), ("free", 0, 0), ("long", 50_000, 200_000))
+    name: Cost(cycles=cycles, uops=uops, text_bytes=text, source="test", kind="chosen", low=0, high=10**6)
+    for name, cycles, uops, text in (
+        ("leaf", 10, 20, 100),
+        ("free", 0, 0, 5),
+        ("long", 50_000, 200_000, 64),
+        ("dense", 2, 200_000, 0),
+    )
 }
+TEXT = {"leaf": 0x3020, "free": 0x3100, "long": 0x3200}
 PAIR = Struct(first=8, second=4)
-BASE = 0x4000
+BASE = 0x400
 
 
 class ReferencePort:
@@ -34,7 +47,7 @@ class ReferencePort:
 
 @pytest.fixture(scope="module")
 def build():
-    return build_native(Design(load_machine("tiny")))
+    return build_native(Design(load_machine("tiny"), "engine_design:SmallMachine", (HERE / "engine_design.py",)))
 
 
 def run(build, make, reference):
@@ -42,7 +55,7 @@ def run(build, make, reference):
     engine = NativeEngine(build, record=True)
     record = Record()
     port = ReferencePort(engine) if reference else engine
-    cores = [Core(index, port, record, COSTS) for index in range(2)]
+    cores = [Core(index, port, record, COSTS, TEXT) for index in range(2)]
     assert type(cores[0].issuer).__module__ == ("sw.issue" if reference else "nicscope_native")
     dispatcher = Dispatcher(port, cores, record)
     seen = []
@@ -84,7 +97,7 @@ def test_random_software(build):
         for _ in range(200):
             address = BASE + random_.randrange(2000)
             size = random_.choice((1, 2, 4, 8, 9, 64, 100, 200))
-            match random_.randrange(11):
+            match random_.randrange(16):
                 case 0:
                     core.store(address, random_.randbytes(size), size)
                 case 1:
@@ -114,20 +127,53 @@ def test_random_software(build):
                     core.cli()
                     await core.drain()
                     core.sti()
+                case 11:
+                    tell(await core.load_now(address, size))
+                    tell(await core.load_now(BASE, 8, after=core.load_begin(BASE, 4)))
+                case 12:
+                    first = core.load_begin(BASE, 8)
+                    tell(await core.load(BASE + 60, 10, after=first), await core.load_bytes(address, 90, after=first))
+                    core.touch(BASE, 8, after=core.load_begin(BASE + 128, 8, after=first))
+                    core.execute("leaf", 2, after=first)
+                    core.execute(7, after=first)
+                    tell(await core.result(first))
+                case 13:
+                    place, wide = BASE + 8 * random_.randrange(8), random_.choice((1, 2, 4, 8))
+                    function = random_.choice(list(AtomicFunction))
+                    tell(await core.atomic(place, wide, function, random_.getrandbits(64)))
+                    value = await core.load(place, wide)
+                    tell(await core.atomic(place, wide, AtomicFunction.COMPARE_EXCHANGE, 7, value))
+                case 14:
+                    tell(await core.poll(BASE, 4, await core.load(BASE, 4), 300, 20))
+                    tell(await core.poll(BASE, 3, b"abc", 300, 20))
+                case 15:
+                    core.store_nt(0x2000 + random_.randrange(100), random_.randbytes(size), size)
+                    core.clflush(address)
+                    await core.sfence()
+                    await core.lfence()
+                    core.invlpg(1 << 47)
+                    core.write_cr3(0x1000)
 
     seen, tags, operations, _, _ = same(build, software)
     assert len(seen) > 60
     assert len(tags) == len(operations) > 500
 
 
-def test_a_charge_beyond_the_field_is_cut(build):
+def test_a_charge_beyond_the_field_is_split(build):
     async def software(core, seen):
-        core.execute("long")
-        core.execute("leaf", 10_000)
+        if core.index == 0:
+            core.execute("long")
+            core.execute("leaf", 10_000)
+            core.execute("dense")
+            core.execute("free", 3)
+            core.execute("leaf", 0)
 
     _, _, operations, _, _ = same(build, software)
-    assert set(operations["uops"]) == {0xFFFF}
-    assert set(operations["cycles"]) == {50_000, 100_000}
+    assert operations["uops"].tolist() == [50_000] * 4 + [50_000] * 4 + [0xFFFF] * 2
+    assert operations["cycles"].tolist() == [12_500] * 4 + [25_000] * 4 + [1, 1]
+    # The text is fetched once; 100 bytes from 0x3020 on lie in 3 lines.
+    assert operations["address"].tolist() == [0x3200, 0, 0, 0, 0x3020, 0, 0, 0, 0, 0]
+    assert operations["argument"].tolist() == [1, 0, 0, 0, 3, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +188,13 @@ def test_a_charge_beyond_the_field_is_cut(build):
         (lambda core: core.put(BASE, 5, 5), TypeError),
         (lambda core: core.load(BASE), TypeError),
         (lambda core: core.mmio_write(BASE, 1, 3), ValueError),
-        (lambda core: core.issuer.plain(15), ValueError),
+        (lambda core: core.issuer.plain(19), ValueError),
+        (lambda core: core.load_begin(BASE, 8, after=1 << 40), ValueError),
+        (lambda core: core.load_begin(BASE, 8, before=0), TypeError),
+        (lambda core: core.atomic(BASE, 3, AtomicFunction.ADD, 1).send(None), ValueError),
+        (lambda core: core.atomic(BASE, 8, AtomicFunction.ADD, -1).send(None), (OverflowError, TypeError)),
+        (lambda core: core.poll(BASE, 4, b"abc", 10, 1).send(None), ValueError),
+        (lambda core: core.halt(-1).send(None), ValueError),
         (lambda core: core.issuer.wait(K.CLI.value).send(None), ValueError),
     ],
 )
