@@ -1,6 +1,7 @@
 """A stand-in for the hardware: operations in order, one cycle each, and an 82599 that takes no time.
 
-It keeps the contract of ``sw.port.CorePort``; one tick is one core cycle. Frames arrive at given ticks.
+It keeps the contract of ``sw.port.CorePort``; one tick is one core cycle. Frames arrive at given ticks. What an
+operation gives it gives at once, whether software asks to be told at its issue or its completion.
 """
 
 import heapq
@@ -10,11 +11,13 @@ from collections.abc import Callable, Sequence
 from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
 from hw.nic.registers import MSIX_ENTRY_BYTES, REG, REGISTERS
-from sw.port import OperationKind, Wake, WakeKind
+from sim.engine.shadow import PendingStore, physical
+from sw.port import AtomicFunction, Notify, OperationKind, Wake, WakeKind
 
-EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IRET = (
+EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IRET, ATOMIC, POLL, *_MORE = (
     kind.value for kind in OperationKind
 )
+LFENCE, SFENCE, STORE_NT, CLFLUSH, *_ = _MORE
 
 #: Ticks of one unit of EITR; the real one is 2.048 us.
 EITR_UNIT_TICKS = 6144
@@ -148,7 +151,7 @@ class _Core:
 
 class _Context:
     def __init__(self):
-        self.queue: deque[list] = deque()  #: [handle, kind, address, size, data, cycles, notify]
+        self.queue: deque[list] = deque()  #: [handle, kind, address, size, data, cycles, notify, argument]
 
 
 class FunctionalMachine:
@@ -207,19 +210,27 @@ class FunctionalMachine:
         cycles: int = 0,
         uops: int = 0,
         after: int = -1,
-        notify: bool = False,
+        notify: int = Notify.NO,
+        argument: int = 0,
     ) -> int:
         handle = self.operations
         self.operations += 1
-        if kind in (LOAD, STORE):
+        address = physical(address)
+        if kind in (LOAD, STORE, STORE_NT, CLFLUSH, ATOMIC, POLL):
             assert 1 <= size <= 64 and address % 64 + size <= 64, f"{size} bytes at {address:#x} cross a line"
             assert 0 < address and address + size <= len(self.memory), f"address {address:#x} is outside memory"
-        if kind == STORE and isinstance(data, bytes):
+        if kind in (STORE, STORE_NT, POLL) and isinstance(data, bytes):
             assert len(data) == size
+        if kind == POLL:
+            assert cycles >= 1 and argument >= 1 and size <= 8
+        if kind == ATOMIC:
+            assert isinstance(data, bytes) and len(data) == 16 and address % size == 0
+        assert -1 <= after < handle
         if kind == EXECUTE:
             assert cycles >= 1 and 0 <= uops < 1 << 16
-        assert not notify or kind in (LOAD, MMIO_READ, FENCE, HALT)
-        self._contexts[context].queue.append([handle, kind, address, size, data, cycles, notify])
+        assert not notify or kind in (LOAD, MMIO_READ, ATOMIC, POLL, FENCE, LFENCE, SFENCE, HALT)
+        assert notify != Notify.ISSUE or kind == LOAD
+        self._contexts[context].queue.append([handle, kind, address, size, data, cycles, notify, argument])
         for core in self.cores:
             if core.context == context:
                 core.told_empty = False
@@ -286,7 +297,7 @@ class FunctionalMachine:
             wakes.append(Wake(WakeKind.INTERRUPT, index, core.context, core.pending.popleft(), 0))
             return
         operation = queue[0]
-        handle, kind, address, size, data, cycles, notify = operation
+        handle, kind, address, size, data, cycles, notify, argument = operation
         if kind == EXECUTE:
             # Cut short where a frame or a message may bring an interrupt.
             spent = cycles if event is None else max(1, min(cycles, event - core.time))
@@ -296,15 +307,19 @@ class FunctionalMachine:
                 return
             queue.popleft()
             return
+        raw = bytes(self.memory[address : address + size])
+        result: int | bytes = int.from_bytes(raw, "little") if size <= 8 else raw
+        if kind == POLL and raw == _bytes(data, size) and cycles > 0:
+            core.time += argument
+            operation[5] -= argument
+            return
         queue.popleft()
         core.time += 1
-        result: int | bytes = 0
-        if kind == LOAD:
-            raw = bytes(self.memory[address : address + size])
-            result = int.from_bytes(raw, "little") if size <= 8 else raw
-        elif kind == STORE:
-            raw = data if isinstance(data, bytes) else data.to_bytes(size, "little")
-            self.memory[address : address + size] = raw
+        if kind in (STORE, STORE_NT):
+            self.memory[address : address + size] = _bytes(data, size)
+        elif kind == ATOMIC:
+            written = PendingStore(0, address, data, size, AtomicFunction(argument)).written(raw)
+            self.memory[address : address + size] = written
         elif kind == MMIO_READ:
             assert BAR0_BASE <= address < BAR0_BASE + BAR0_BYTES
             result = self.nic.read(address - BAR0_BASE)
@@ -326,3 +341,7 @@ class FunctionalMachine:
             self.mmio_hook(address - BAR0_BASE, data, self.now)
         self.nic.write(address - BAR0_BASE, data)
         self._device(self.now)
+
+
+def _bytes(data: int | bytes, size: int) -> bytes:
+    return data if isinstance(data, bytes) else data.to_bytes(size, "little")

@@ -6,7 +6,7 @@ import pytest
 
 from hw.memory_map import BAR0_BASE
 from hw.nic.registers import REG
-from sw.core import Context, Core, Dispatcher, Mode, Record, function
+from sw.core import AtomicFunction, Context, Core, Dispatcher, Mode, Record, function
 from sw.costs import Cost
 from sw.port import WakeKind
 from tests.sw.functional_machine import FunctionalMachine
@@ -73,6 +73,70 @@ def test_overlapping_loads_come_back_to_whom_they_belong():
     assert seen == [3, 2, 1, 4, 1]
 
 
+def test_reading_and_writing_in_one_step():
+    bench = Bench()
+    seen = []
+
+    async def code(core):
+        core.store(4096, 0x1_0000_00FF, 8)
+        seen.append(await core.atomic(4096, 4, AtomicFunction.ADD, 1))
+        seen.append(await core.atomic(4096, 8, AtomicFunction.COMPARE_EXCHANGE, 9, 0x1_0000_0100))
+        seen.append(await core.atomic(4096, 8, AtomicFunction.COMPARE_EXCHANGE, 7, 0x1_0000_0100))
+        seen.append(await core.load_now(4096, 8))
+
+    bench.run(code(bench.core))
+    assert seen == [0xFF, 0x1_0000_0100, 9, 9]
+
+
+def test_polling_ends_with_a_change_or_gives_up():
+    bench = Bench()
+    seen = []
+
+    async def code(core):
+        core.store(4096, 5, 4)
+        seen.append((await core.poll(4096, 4, 5, 100, 10), bench.machine.tick))
+        seen.append((await core.poll(4096, 4, b"\0\0\0\0", 100, 10), bench.machine.tick))
+
+    bench.run(code(bench.core))
+    assert [value for value, _ in seen] == [5, 5]
+    assert seen[0][1] >= 100 and seen[1][1] <= seen[0][1] + 2
+
+
+def test_writing_around_the_caches_and_fences():
+    bench = Bench()
+
+    async def code(core):
+        core.store_nt(4090, bytes(range(100)), 100)
+        core.clflush(4096)
+        await core.sfence()
+        await core.lfence()
+        await core.fence()
+        core.write_cr3(0)
+        core.invlpg(4096)
+
+    bench.run(code(bench.core))
+    assert bench.machine.memory[4090:4190] == bytes(range(100))
+
+
+def test_a_chain_of_pointers_names_what_it_waits_for():
+    bench = Bench()
+    seen = []
+
+    async def code(core):
+        core.store(4096, 8192, 8)
+        core.store(8192, 77, 8)
+        first = core.load_begin(4096, 8)
+        seen.append(await core.load(await core.result(first), 8, after=first))
+        core.execute(5, after=first)
+
+    afters = []
+    push = bench.machine.push
+    bench.core.issuer._port_push = lambda *operands: afters.append(operands[7:8]) or push(*operands)
+    bench.run(code(bench.core))
+    assert seen == [77]
+    assert afters[-2:] == [(2,), (2,)]
+
+
 def test_functions_are_told_apart_and_charged():
     bench = Bench()
 
@@ -86,7 +150,7 @@ def test_functions_are_told_apart_and_charged():
         core.store(4096, 1, 4)
         await inner(core)
         core.execute("inner", 2)
-        core.execute("huge", 100)
+        core.execute("huge", 3)
 
     async def code(core):
         await outer(core)
@@ -97,7 +161,7 @@ def test_functions_are_told_apart_and_charged():
     seen = [(record.function_of(h), record.mode_of(h)) for h in range(len(record))]
     expected = [("outer", Mode.KERNEL)] * 2 + [("inner", Mode.KERNEL)] * 3 + [("outer", Mode.KERNEL)] * 2
     assert seen == [*expected, ("(none)", Mode.USER)]
-    assert bench.machine.tick == 10 + 1 + 20 + 5 + 1 + 2 * 20 + 100 * 9999
+    assert bench.machine.tick == 10 + 1 + 20 + 5 + 1 + 2 * 20 + 3 * 9999
 
 
 def test_an_unknown_cost_is_an_error():
