@@ -59,9 +59,11 @@ def test_interrupt_controller_quiet():
 def test_l1_quiet():
     """Covered: every MSHR waits for its line."""
     dut = L1Cache(SMALL.l1, SMALL.core, DOMAIN)
-    passes = dut._valid | dut._answer | dut._send | dut.answers.busy | dut._draining
-    ports = (*(getattr(dut.tilelink, channel) for channel in "abcde"), dut.port.load, dut.port.store)
+    passes = dut._valid | dut._answer | dut._send | dut._modify | dut.answers.busy | dut._draining
+    port = dut.port
+    ports = (*(getattr(dut.tilelink, channel) for channel in "abcde"), port.load, port.store, port.atomic)
     active = passes | Cat(port.valid for port in ports).any()
+    active_but_atomic = passes | Cat(port.valid for port in ports[:-1]).any()
     prove_quiet(
         dut,
         domain=DOMAIN,
@@ -70,6 +72,8 @@ def test_l1_quiet():
         planted={
             "forgets misses not issued": dut.quiet | (dut.misses.unissued & ~active),
             "forgets to retire a miss": dut.quiet | (dut._draining & ~dut._valid),
+            "forgets the write of an atomic": dut.quiet | dut._modify,
+            "forgets atomics": dut.quiet | (port.atomic.valid & ~active_but_atomic),
             "forgets what arrives": dut.quiet | (dut.tilelink.d.valid & ~dut._valid),
         },
     )

@@ -58,15 +58,16 @@ class L1Cache(wiring.Component):
       t + 1 + ``l1.latency``. It writes one edge later, before the pipeline does anything else.
 
     **Misses.** A missed line gets an MSHR at once, and in the same pass a way and its Acquire, if that can be:
-    no older miss waits for its own, channel A is free, and so is C if a line has to leave (and no Probe is there,
-    which takes turns on C with the Releases). Otherwise a pass of its own (ALLOCATE) does it later. What is in the way
-    leaves by a Release for every valid line, with its data, which say whether they are dirty: the L2 below is
+    no older miss waits for its own, the channels are free, and no line has to leave while a Probe is there, which
+    takes turns on channel C with the Releases. Otherwise a pass of its own (ALLOCATE) does it later. What is in the
+    way leaves by a Release for every valid line, with its data, which says whether they are dirty: the L2 below is
     exclusive. An arriving line therefore finds its place empty, needs neither channel A nor C, and can always be taken.
 
     **Progress.** When a line arrives, the loads that wait for it, and the oldest store or atomic if it may write the
     line now, go before any Probe, any eviction and any other Grant. So no line comes in vain, whatever the levels below
     do, and a Probe waits for at most ``core.load_queue`` loads, a walk, a store, and for channel C. Loads and stores
-    that found no free MSHR get the next ones by turns, before newcomers. A GrantAck leaves before any later Acquire.
+    that found no free MSHR get the next ones by turns, before newcomers. GrantAcks, ProbeAcks and Releases that were
+    there first leave before an Acquire; the Release that makes room for a line follows its Acquire.
 
     The core never has more than ``core.load_queue`` loads and one walk without an answer in this cache (prefetches
     not counted), and no load and no store while it offers an atomic. A dirty line is granted in Trunk.
@@ -256,11 +257,11 @@ class L1Cache(wiring.Component):
             waiting.may_retry.eq(misses.free & ~self._store_starved & ~in_replay),
             # A Release that stage 1 sends now comes with a tag, see below
             c_free.eq(self._free(tilelink.c) & ~self._send & ~in_stage_1[Kind.PROBE]),
+            may_allocate.eq(
+                misses.unissued & ~self._blocked & ~granted & self._may_acquire & c_free & ~in_stage_1[Kind.ALLOCATE]
+            ),
             store_ready.eq(self._store_valid & ~self._store_asleep & ~in_stage_1[Kind.STORE]),
         ]
-        m.d.comb += may_allocate.eq(
-            misses.unissued & ~self._blocked & ~granted & self._may_acquire & c_free & ~in_stage_1[Kind.ALLOCATE]
-        )
 
         with m.If(self._write_tag | self._execute):
             pass  # the tags would be read as they were before; an atomic wants the next cycle of the array for itself
@@ -318,8 +319,9 @@ class L1Cache(wiring.Component):
 
     @property
     def _may_acquire(self):
-        """Channel A is free, and no GrantAck would leave after the Acquire."""
-        return self._free(self.tilelink.a) & self._free(self.tilelink.e)
+        """Channel A is free, and no earlier GrantAck or message on channel C would leave after the Acquire."""
+        free = [self._free(channel) for channel in (self.tilelink.a, self.tilelink.c, self.tilelink.e)]
+        return Cat(free).all() & ~self._send
 
     def _look_up(self, m: Module) -> None:
         """Stage 1: is the line there, and has it an MSHR?"""
@@ -466,13 +468,12 @@ class L1Cache(wiring.Component):
         m.d.comb += self._way.eq(Mux(self._hit, self._match_way, victim))
 
         # Whether: not without a way or a place for the Release, nor while the line's own Release is under way. A pass
-        # of its own had channel C reserved for it.
+        # of its own has had its turn on channel C, others let a Probe go first.
         old = Signal(self.row.elem_shape)
         m.d.comb += old.eq(self._entries[victim])
         evict = ~self._hit & (old.state != LineState.NOTHING)
         leaving = Cat(self._releases[i] & (self._release_lines[i] == self._line) for i in range(RELEASES)).any()
-        free_c = self._free(self.tilelink.c) & ~self._send & ~self.tilelink.b.valid
-        may_release = ~self._releases.all() & ((self._kind == Kind.ALLOCATE) | free_c)
+        may_release = ~self._releases.all() & ((self._kind == Kind.ALLOCATE) | ~self.tilelink.b.valid)
         to_write = misses.trunk | misses.want_trunk
         go = Signal()
         m.d.comb += go.eq(~leaving & (self._hit | available.any()) & (~evict | may_release))

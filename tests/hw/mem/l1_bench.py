@@ -12,7 +12,7 @@ from hw.lib.probe import Counter
 from hw.mem.l1 import L1Cache
 from tests.hw.simulate import simulate
 
-__all__ = ["FULL", "Bench", "LevelBelow", "core_config", "initial", "l1_config"]
+__all__ = ["FULL", "Bench", "LevelBelow", "atomic_result", "core_config", "initial", "l1_config"]
 
 TINY = load_machine("tiny")
 FULL = (1 << LINE_BYTES) - 1
@@ -88,6 +88,7 @@ class LevelBelow:
         self.b = []
         self.sinks = 0
         self.log = []
+        self.writes_back = 0.2  # how often a dirty line is written back before it is granted again
         self.steal = False  # take away every line as soon as the protocol allows it
 
     def read(self, line):
@@ -133,8 +134,8 @@ class LevelBelow:
         assert self.read(line) == self.bench.now_holds(line), "the level below lost a write"
         del self.acquires[line]
         grow, source = message
-        if self.rng.random() < 0.2:
-            self.dirty_here.discard(line)  # written back
+        if self.rng.random() < self.writes_back:
+            self.dirty_here.discard(line)
         dirty = line in self.dirty_here
         trunk = grow is not Grow.N_TO_B or dirty or self.rng.random() < self.exclusive
         if dirty:

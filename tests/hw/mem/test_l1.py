@@ -385,6 +385,7 @@ RANDOM_CASES = [
     pytest.param({"ways": 1, "latency": 5}, {}, dict(delay=(0, 20), probe_rate=0.05), id="direct-mapped"),
     pytest.param({"latency": 5}, {}, dict(delay=(5, 20), stall=0.2, probe_rate=0.6), id="probe-storm"),
     pytest.param({"ways": 16, "mshrs": 5}, {"load_queue": 6}, dict(stall=0.3, probe_rate=0.05), id="one-set"),
+    pytest.param({"mshrs": 3}, {"load_queue": 24}, dict(delay=(0, 30), probe_rate=0.02), id="many-loads"),
     pytest.param({"ways": 4, "mshrs": 8}, {"load_queue": 10}, dict(delay=(10, 50), stall=0.2), id="many-mshrs"),
 ]
 
