@@ -182,6 +182,7 @@ class CorePort(wiring.Component):
         # The operation's place in memory: asked for, known, where
         self._ask = Signal()
         self._translated = Signal()
+        self._retranslates = Signal()
         self._line = Signal(LINE_ADDRESS_WIDTH)
         # Its bytes in their lanes
         self._lane_mask = Signal(LINE_BYTES)
@@ -302,7 +303,7 @@ class CorePort(wiring.Component):
             with m.Case(OperationKind.MMIO_READ, OperationKind.MMIO_WRITE):
                 m.d.comb += self._issuing.eq(self.mmio.request.valid & self.mmio.request.ready)
             with m.Case(OperationKind.WRITE_CR3, OperationKind.INVLPG):
-                m.d.comb += self._issuing.eq(self._go & self.order.idle & self.store_buffer.empty)
+                m.d.comb += self._issuing.eq(self._retranslates)
             with m.Case(OperationKind.HALT):
                 m.d.comb += self._issuing.eq(self._can_issue)
             with m.Default():
@@ -333,12 +334,13 @@ class CorePort(wiring.Component):
             self._line.eq(address.line_in(port.frame)),
             port.root.eq(address.as_value()),
         ]
-        with m.If(self._issuing):
+        with m.If(self._go & self.order.idle & self.store_buffer.empty):
             m.d.comb += [
                 port.set_root.eq(self._is(OperationKind.WRITE_CR3)),
                 port.forget.eq(self._is(OperationKind.INVLPG)),
             ]
-        with m.If(port.set_root | port.forget):
+        m.d.comb += self._retranslates.eq(port.set_root | port.forget)
+        with m.If(self._retranslates):
             m.d.comb += port.page.eq(address.page)
 
         # A page that is not present
