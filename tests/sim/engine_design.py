@@ -259,7 +259,7 @@ class SlowMemory(Elaboratable):
         done_at, refresh_at = Signal(NOW_WIDTH), Signal(NOW_WIDTH, init=500)
         done, refresh, start, waiting, telling = (Signal() for _ in range(5))
         chosen, request, result = Signal.like(owner), Signal(Request), Signal(LINE_BITS)
-        device_waits, device_starts, refreshes = Signal(), Signal(), Signal(8)
+        device_waits, device_starts, refreshes = Signal(), Signal(), Signal(64)
 
         read, write = self.lines.read_port(domain="comb"), self.lines.write_port(domain="uncore", granularity=8)
         line, offset = request.address[6:], request.address[:6]
@@ -301,7 +301,7 @@ class SlowMemory(Elaboratable):
             self.accepted.eq(refresh if self.devices else 0),
             self.line.eq(DEVICE_LINE),
             self.mask.eq(0xFF),
-            self.data.eq(refreshes + 1),
+            self.data.eq((refreshes + 1)[:64]),
             self.answer.armed.eq(busy),
             self.answer.deadline.eq(done_at),
             self.refresh.armed.eq(1),
