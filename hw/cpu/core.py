@@ -21,6 +21,9 @@ from .mmu import Mmu
 
 __all__ = ["Core"]
 
+#: Core cycles of a load that misses the L1 outside the L2: to the Acquire, and from the Grant to the answer.
+L1_MISS_CYCLES = 2 + 2
+
 
 class Core(wiring.Component):
     """Core number ``index``, all of it in ``domain``; docs/core.md draws it.
@@ -50,7 +53,7 @@ class Core(wiring.Component):
         self.loads = LoadArbiter(domain)
         self.l1 = L1Cache(config.l1, config.core, domain)
         self.l1i = L1ICache(config.l1i, domain)
-        self.l2 = L2Cache(config, domain)
+        self.l2 = L2Cache(config, domain, hit_cycles=config.l2.latency - L1_MISS_CYCLES)
         self.interrupts = InterruptController(domain)
 
     def elaborate(self, platform):
