@@ -247,7 +247,8 @@ class CoreBench:
                     finished = True
                     return
                 quiet = ctx.get(self.port.quiet & self.machine.controller.quiet)
-                if quiet and not self.host.active(ctx) and not self._deadline(ctx, now):
+                active = self.host.active(ctx) or self.cache.active(now) or self._deadline(ctx, now)
+                if quiet and not active:
                     self.quiet.append(now)
                     assert not ctx.get(self.port.host.issue | self.port.host.completion_valid | self.port.host.fault)
                     if self.skip:

@@ -18,14 +18,17 @@ FRAME_MASK = (1 << 28) - 1
 def atomic_result(function: AtomicFunction, old: int, operand: int, compare: int, size: int) -> int:
     """What an ATOMIC writes."""
     mask = (1 << 8 * size) - 1
-    return mask & {
-        AtomicFunction.EXCHANGE: operand,
-        AtomicFunction.ADD: old + operand,
-        AtomicFunction.AND: old & operand,
-        AtomicFunction.OR: old | operand,
-        AtomicFunction.XOR: old ^ operand,
-        AtomicFunction.COMPARE_EXCHANGE: operand if (old ^ compare) & mask == 0 else old,
-    }[function]
+    return (
+        mask
+        & {
+            AtomicFunction.EXCHANGE: operand,
+            AtomicFunction.ADD: old + operand,
+            AtomicFunction.AND: old & operand,
+            AtomicFunction.OR: old | operand,
+            AtomicFunction.XOR: old ^ operand,
+            AtomicFunction.COMPARE_EXCHANGE: operand if (old ^ compare) & mask == 0 else old,
+        }[function]
+    )
 
 
 @dataclass
@@ -78,6 +81,10 @@ class CacheDouble:
         written = now in self.writes and self.writes[now][0] // 64 == watch
         own = bool(self.stores) and self._visible(now) and self.stores[0][1] == watch
         ctx.set(self.port.lost, written or own or now in self.losses)
+
+    def active(self, now: int) -> bool:
+        """Something happens in the cache at this edge, whatever the core port says."""
+        return self._visible(now) or now in self.writes
 
     def _visible(self, now: int) -> bool:
         return bool(self.stores and self.stores[0][0] <= now) or bool(self.atomic and self.atomic[0] == now)

@@ -4,7 +4,7 @@ import pytest
 
 from hw.bus.core import OperationKind as Kind
 from hw.cpu.core_port import CorePort
-from tests.hw.cpu.host_driver import TINY, CoreBench, Op, machine
+from tests.hw.cpu.host_driver import TINY, CoreBench, Op
 from tests.hw.cpu.neighbours import DeviceDouble
 
 HIT = TINY.l1.latency

@@ -9,9 +9,8 @@ from amaranth.sim import Simulator
 from hw.bus.l1 import L1Use
 from hw.config import ConfigError, TlbConfig, load_machine
 from hw.cpu.mmu import Mmu, PageSize
-from hw.cpu.mmu.associative import AssociativeTable
 from hw.cpu.mmu.first_level import FirstLevelTlb
-from hw.cpu.mmu.second_level import SecondLevelTlb
+from hw.cpu.mmu.table import Table
 from hw.lib.observe import collect
 from hw.lib.probe import Counter
 
@@ -504,9 +503,7 @@ def test_refusals():
     widths = {"key_width": 9, "value_width": 9, "domain": "core0"}
     with pytest.raises(ValueError, match="power of two, not 3"):
         FirstLevelTlb(sets=3, ways=2, **widths)
-    with pytest.raises(ValueError, match="at least 1 entry, not 0"):
-        AssociativeTable(entries=0, **widths)
-    with pytest.raises(ValueError, match="12 entries of 5 ways"):
-        SecondLevelTlb(entries=12, ways=5, domain="core0")
+    with pytest.raises(ValueError, match="power of two, not 3"):
+        Table(sets=3, ways=2, **widths)
     with pytest.raises(ValueError, match="at least 2 bits, not 1"):
-        SecondLevelTlb(entries=12, ways=3, domain="core0", epoch_bits=1)
+        Table(sets=4, ways=3, **widths, epoch_bits=1)
