@@ -218,6 +218,7 @@ class L2Cache(wiring.Component):
         self._take_requests(m)
         self._stage_0(m)
         self._look_up(m)
+        self._fetch_done(m)
         with m.If(self._valid):
             with m.Switch(self._kind):
                 with m.Case(Kind.ACQUIRE):
@@ -241,7 +242,6 @@ class L2Cache(wiring.Component):
         self._channel_c(m)
         self._channel_d(m)
         self._channel_e(m)
-        self._fetch_done(m)
         self._train_prefetchers(m)
         self._wake(m)
         self._tell_quiet(m)
@@ -781,7 +781,7 @@ class L2Cache(wiring.Component):
     # Beside the passes
 
     def _fetch_done(self, m: Module) -> None:
-        """Stage 2 and one more, so that a fetch takes as long as an Acquire."""
+        """Stage 2 and one more, so that a fetch takes as long as an Acquire. Before a pass that has the next one."""
         m.d[self.domain] += self.fetch.done_valid.eq(self._fetched)
         with m.If(self._fetched):
             m.d[self.domain] += [self.fetch.done.tag.eq(self._fetched_tag), self._fetched.eq(0)]
