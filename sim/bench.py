@@ -3,7 +3,8 @@
 *native* is the native engine with the software running on it, in Python. *bare* replays what the software handed over
 on the same compiled model, in C++ alone: the least the model itself takes. Their logs must have the same digest.
 Times are processor time of the thread, medians over pairs run in turn, since other work on the machine disturbs
-wall-clock times; ratios are medians of each pair's own, since it slows processor time too. Building and starting are in wall-clock time, since they use several processes.
+wall-clock times; ratios are medians of each pair's own, since it slows processor time too. Building and starting are in
+wall-clock time, since they use several processes.
 """
 
 import base64
