@@ -3,7 +3,8 @@
 *native* is the native engine with the software running on it, in Python. *bare* replays what the software handed over
 on the same compiled model, in C++ alone: the least the model itself takes. Their logs must have the same digest.
 Times are processor time of the thread, medians over pairs run in turn, since other work on the machine disturbs
-wall-clock times; building and starting are in wall-clock time, since they use several processes.
+wall-clock times; ratios are medians of each pair's own, since it slows processor time too. Building and starting are in
+wall-clock time, since they use several processes.
 """
 
 import base64
@@ -192,7 +193,7 @@ class _Workload:
 
     def measure(self, rounds: int) -> dict[str, Any]:
         """Native and bare in turn, then bare with every step timed."""
-        native, bare = _in_turn(rounds, self._native, self._bare)
+        native, bare, native_vs_bare = _in_turn(rounds, self._native, self._bare)
         engine = NativeEngine(self.build, profile=True)
         self._replay(engine)
         cycles, executed, costs = engine.cycles(), engine.executed(), engine.edge_costs()
@@ -203,7 +204,7 @@ class _Workload:
             "count": self.count,
             "native_s": native,
             "bare_s": bare,
-            "native_vs_bare": bare / native,
+            "native_vs_bare": native_vs_bare,
             "core_cycles": cycles["core0"],
             "bare_core_cycles_per_s": cycles["core0"] / bare,
             "log_sha256": self.log_sha256,
@@ -220,8 +221,7 @@ class _Workload:
 
     def jump_gain(self, rounds: int) -> float:
         """Bare without jumps against bare with them."""
-        without, with_jumps = _in_turn(rounds, lambda: self._bare(Jump.OFF), self._bare)
-        return without / with_jumps
+        return 1 / _in_turn(rounds, lambda: self._bare(Jump.OFF), self._bare)[2]
 
     def native_vs_cocotb(self, rounds: int) -> float:
         """The same on cocotb; it is slow enough for one run to tell."""
@@ -254,10 +254,12 @@ class _Workload:
             )
 
 
-def _in_turn(rounds: int, *what: Callable[[], float]) -> tuple[float, ...]:
-    """Medians of each, measured in turn so that what slows the machine down slows all of them."""
-    samples = [tuple(measure() for measure in what) for _ in range(rounds)]
-    return tuple(statistics.median(column) for column in zip(*samples, strict=True))
+def _in_turn(rounds: int, first: Callable[[], float], second: Callable[[], float]) -> tuple[float, float, float]:
+    """Medians of both, and of the second's share of the first, in turn: what slows the machine down slows both."""
+    pairs = [(first(), second()) for _ in range(rounds)]
+    firsts, seconds = zip(*pairs, strict=True)
+    share = statistics.median(two / one for one, two in pairs)
+    return statistics.median(firsts), statistics.median(seconds), share
 
 
 # ---- Building and starting, in processes of their own
