@@ -181,7 +181,7 @@ class Runner:
                 bench.load(rng.randrange(bench.cores), address[variable], 8)
         self._settle()
 
-        longest = rng.choice((1, 8, 40, 150))
+        longest = rng.choice((1, 8, 40, 300))
         handles: dict[int, str] = {}
         for core, thread in zip(cores, litmus.threads, strict=True):
             bench.execute(core, rng.randint(1, longest))
@@ -192,7 +192,7 @@ class Runner:
                 if isinstance(instruction, Read | Exchange):
                     handles[handle] = instruction.register
                 if rng.random() < 0.3:
-                    bench.execute(core, rng.randint(1, 1 + longest // 4))
+                    bench.execute(core, rng.randint(1, longest))
         registers = {handles[h]: value for h, value in self._settle().items() if h in handles}
         assert registers.keys() == set(handles.values()), "a load got no value"
 
