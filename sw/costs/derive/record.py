@@ -47,6 +47,22 @@ class RecordError(RuntimeError):
     """The recording did not work; the message is one line."""
 
 
+#: Programs it takes, and the Debian packages they are in.
+_TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "cpio": "cpio",
+    "dpkg-deb": "dpkg",
+    "gcc": "gcc",
+}
+
+
+def _need_tools() -> None:
+    missing = [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
+    if missing:
+        raise RecordError(f"recording takes Debian's {', '.join(missing)}")
+
+
 def package_of(package: Path) -> str:
     """Name and version of a Debian package."""
     command = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(package)]
@@ -55,6 +71,7 @@ def package_of(package: Path) -> str:
 
 def unpack(package: Path, root: Path) -> Path:
     """Unpack a Debian package to ``root``, anew."""
+    _need_tools()
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     subprocess.run(["dpkg-deb", "--extract", str(package), str(root)], check=True)
@@ -71,6 +88,7 @@ class Recorder:
     """
 
     def __init__(self, root: Path, work: Path):
+        _need_tools()
         self.work = work
         work.mkdir(parents=True, exist_ok=True)
         kernels = sorted(root.glob("boot/vmlinuz-*"))
