@@ -221,7 +221,6 @@ def test_without_llvm_mca_its_package_is_named(monkeypatch):
 # All of it, on a function assembled here
 
 SOURCE = """
-.globl outer, inner
 outer:
     pushq %rbx
     movq %rdi, %rbx
