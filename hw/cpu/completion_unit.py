@@ -79,14 +79,14 @@ class CompletionUnit(wiring.Component):
     def elaborate(self, platform):
         """Elaborate."""
         m = Module()
-        answered, alone, over = Signal(), Signal(), Signal()
+        answered, gap, over = Signal(), Signal(), Signal()
         m.d.comb += [
             answered.eq(self.done_valid & (self.done.use != L1Use.WALK)),
-            alone.eq(~(answered | self.forwarded.valid)),
+            gap.eq(~(answered | self.forwarded.valid)),
             self.forwarded.ready.eq(~answered),
-            self.timeout.ready.eq(alone),
+            self.timeout.ready.eq(gap),
         ]
-        waiting_id, data = self._wait(m, answered, alone, over)
+        waiting_id, data = self._wait(m, answered, gap & ~self.polling, over)
         with m.If(answered):
             with m.If(self.polling):
                 m.d.comb += self.look.eq(self.done.id == self.poll_id)

@@ -340,8 +340,6 @@ class CorePort(wiring.Component):
                 port.forget.eq(self._is(OperationKind.INVLPG)),
             ]
         m.d.comb += self._retranslates.eq(port.set_root | port.forget)
-        with m.If(self._retranslates):
-            m.d.comb += port.page.eq(address.page)
 
         # A page that is not present
         faulting = loads.ask | (self._ask & ~self._is(OperationKind.PREFETCH))

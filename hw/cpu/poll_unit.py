@@ -94,7 +94,7 @@ class PollUnit(wiring.Component):
         over, schedule = Signal(), Signal()
         with m.If(self.busy):
             m.d.comb += [
-                over.eq(self.now >= give_up.deadline),
+                over.eq(~give_up.armed | (self.now >= give_up.deadline)),
                 self.look.valid.eq(next_look.armed & (self.now >= next_look.deadline)),
                 self.looking.eq(self._in_flight | self.look.valid | over),
                 self.timeout.eq(over & ~(self._in_flight | self.look.valid)),

@@ -1,11 +1,9 @@
-"""A core of the smallest size and its parts: quiet implies stable."""
+"""A core of the smallest size and its L1 cache: quiet implies stable."""
 
 from amaranth.hdl import Cat, Value
 
 from hw.config import load_machine
 from hw.cpu.core import Core
-from hw.cpu.core_port import CorePort
-from hw.cpu.interrupt_controller import InterruptController
 from hw.mem.l1 import L1Cache
 from tests.formal.prove import prove_quiet
 
@@ -15,45 +13,15 @@ SMALL = load_machine(
 DOMAIN = "core0"
 
 
-def host_offers(dut: Core | CorePort) -> list[Value]:
+def host_offers(dut: Core) -> list[Value]:
     """A core's quiet says nothing about its host, which skips no edge at which it hands over an operation."""
     return [dut.host.operation.valid & dut.host.operation.ready]
-
-
-def core_port() -> CorePort:
-    return CorePort(SMALL.core, SMALL.l1, 0, DOMAIN)
 
 
 def test_core_quiet():
     """The parts joined; what each waits for is covered below."""
     dut = Core(SMALL, 0, DOMAIN)
     prove_quiet(dut, domain=DOMAIN, idle_inputs=host_offers(dut), cover_depth=None)
-
-
-def test_core_port_quiet():
-    """Covered: an operation waits for loads in flight."""
-    dut = core_port()
-    happens = dut._issuing | dut._taking | dut.host.completion_valid | (dut.execute.armed & ~dut._executing)
-    noted = dut._stalled == dut._offered
-    prove_quiet(
-        dut,
-        domain=DOMAIN,
-        idle_inputs=host_offers(dut),
-        cover_depth=8,
-        outstanding=~dut.order.idle & dut._fetched,
-        planted={
-            "forgets to note an offer": ~happens & dut.store_buffer.quiet & dut.order.quiet & dut.forward_queue.quiet,
-            "forgets stores": ~happens & noted & dut.order.quiet & dut.forward_queue.quiet,
-            "forgets forwarded loads": ~happens & noted & dut.store_buffer.quiet & dut.order.quiet,
-        },
-    )
-
-
-def test_interrupt_controller_quiet():
-    """Covered: an interrupt is pending that the core does not take."""
-    dut = InterruptController(DOMAIN)
-    planted = {"forgets messages": ~dut.acknowledge, "forgets acknowledgements": ~dut.message.valid}
-    prove_quiet(dut, domain=DOMAIN, cover_depth=4, outstanding=dut.pending, planted=planted)
 
 
 def test_l1_quiet():

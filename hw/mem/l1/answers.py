@@ -1,6 +1,6 @@
 """From the data array, or from channel D, to the core."""
 
-from amaranth.hdl import Cat, Const, Module, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -46,7 +46,7 @@ class LoadAnswers(wiring.Component):
         m = Module()
         valid = [Signal(name=f"valid{i}") for i in range(self.delay)]
         done = [Signal(L1LoadDone, name=f"done{i}") for i in range(self.delay)]
-        held_valid, held = Signal(), Signal(L1LoadDone)  # an answer past the array that met another
+        held_valid, held, held_data = Signal(), Signal(L1Load), Signal(LINE_BITS)  # came when another was answered
 
         m.d[self.domain] += valid[0].eq(self.valid)
         with m.If(self.valid):
@@ -58,17 +58,15 @@ class LoadAnswers(wiring.Component):
             with m.If(valid[i - 1]):
                 m.d[self.domain] += done[i].eq(done[i - 1])
 
-        # Past it
+        # Past it. Bytes are picked in one place only: compiled models then do it only when there is something to pick
         m.d.comb += self.first_ready.eq(~held_valid)
         with m.If(valid[-2]):
             with m.If(self.first_valid):
-                m.d[self.domain] += held_valid.eq(1)
-                self._pick(m, held, self.first, self.first_data)
-        with m.Elif(held_valid):
-            m.d[self.domain] += [held_valid.eq(0), valid[-1].eq(1), done[-1].eq(held)]
-        with m.Elif(self.first_valid):
-            m.d[self.domain] += valid[-1].eq(1)
-            self._pick(m, done[-1], self.first, self.first_data)
+                m.d[self.domain] += [held_valid.eq(1), held.eq(self.first), held_data.eq(self.first_data)]
+        with m.Elif(held_valid | self.first_valid):
+            m.d[self.domain] += [held_valid.eq(0), valid[-1].eq(1)]
+            load = L1Load(Mux(held_valid, held, self.first))
+            self._pick(m, done[-1], load, Mux(held_valid, held_data, self.first_data))
 
         m.d.comb += [
             self.done_valid.eq(valid[-1]),

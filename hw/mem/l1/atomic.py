@@ -19,8 +19,8 @@ class AtomicUnit(wiring.Component):
     valid: In(1)
     atomic: In(L1Atomic)
     line_data: In(LINE_BITS)
-    mask: Out(LINE_BYTES)
-    data: Out(LINE_BITS)  #: in the byte lanes of the line
+    mask: Out(LINE_BYTES)  #: which bytes of the line
+    word: Out(WORD_BITS)  #: what to write into the aligned word of the line that holds them
 
     def elaborate(self, platform):
         """Elaborate."""
@@ -28,13 +28,17 @@ class AtomicUnit(wiring.Component):
         atomic = self.atomic
         lane = atomic.offset[3:]  # aligned: all bytes lie in one word
         shift = atomic.offset[:3] << 3
-        size = atomic.size[:4]
-        old, new, ones = Signal(WORD_BITS), Signal(WORD_BITS), Signal(WORD_BITS)
+        word, old, new, ones = (Signal(WORD_BITS, name=name) for name in ("word", "old", "new", "ones"))
         with m.If(self.valid):
-            m.d.comb += [
-                ones.eq((1 << (size << 3)) - 1),
-                old.eq((self.line_data.word_select(lane, WORD_BITS) >> shift) & ones),
-            ]
+            with m.Switch(lane):
+                for i in range(LINE_BITS // WORD_BITS):
+                    with m.Case(i):
+                        m.d.comb += word.eq(self.line_data.word_select(i, WORD_BITS))
+            with m.Switch(atomic.size):
+                for size in (1, 2, 4, 8):
+                    with m.Case(size):
+                        m.d.comb += [ones.eq((1 << 8 * size) - 1), self.mask.eq((1 << size) - 1 << atomic.offset)]
+            m.d.comb += old.eq(word >> shift & ones)
             with m.Switch(atomic.function):
                 with m.Case(AtomicFunction.EXCHANGE):
                     m.d.comb += new.eq(atomic.operand)
@@ -48,8 +52,5 @@ class AtomicUnit(wiring.Component):
                     m.d.comb += new.eq(old ^ atomic.operand)
                 with m.Case(AtomicFunction.COMPARE_EXCHANGE):
                     m.d.comb += new.eq(Mux(old == atomic.compare & ones, atomic.operand, old))
-            m.d.comb += [
-                self.mask.eq(((1 << size) - 1) << atomic.offset),
-                self.data.eq(((new << shift)[:WORD_BITS]).replicate(LINE_BITS // WORD_BITS)),
-            ]
+            m.d.comb += self.word.eq(new << shift)
         return m

@@ -470,7 +470,10 @@ class L1Cache(wiring.Component):
         # Whether: not without a way or a place for the Release, nor while the line's own Release is under way. A pass
         # of its own has had its turn on channel C, others let a Probe go first.
         old = Signal(self.row.elem_shape)
-        m.d.comb += old.eq(self._entries[victim])
+        with m.Switch(victim):
+            for way, entry in enumerate(entries):
+                with m.Case(way):
+                    m.d.comb += old.eq(entry)
         evict = ~self._hit & (old.state != LineState.NOTHING)
         leaving = Cat(self._releases[i] & (self._release_lines[i] == self._line) for i in range(RELEASES)).any()
         may_release = ~self._releases.all() & ((self._kind == Kind.ALLOCATE) | ~self.tilelink.b.valid)
@@ -575,7 +578,7 @@ class L1Cache(wiring.Component):
             m.d.comb += [
                 self.data.write_address.eq(self._modify_row),
                 self.data.write_enable.eq(self.atomic.mask),
-                self.data.write_data.eq(self.atomic.data),
+                self.data.write_data.eq(self.atomic.word.replicate(LINE_BITS // len(self.atomic.word))),
             ]
 
     def _stage_2(self, m: Module) -> None:

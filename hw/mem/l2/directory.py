@@ -16,7 +16,7 @@ class Directory(wiring.Component):
 
     At an edge with ``read`` high the row of ``read_line`` is read; in the cycle after it, ``holds`` tells whether it
     has ``line``, which must have the same row, and ``insert`` or ``remove`` may change that. Neither does anything
-    that is done already.
+    that is done already. There must be room for what is inserted.
 
     Arguments:
         sets: those of the L1.
@@ -36,7 +36,6 @@ class Directory(wiring.Component):
                 "active": In(1),  #: ``line`` is to be looked up
                 "line": In(LINE_ADDRESS_WIDTH),
                 "holds": Out(1),
-                "full": Out(1),  #: no room in the row; only a broken L1 gets there
                 "insert": In(1),
                 "remove": In(1),
             }
@@ -60,7 +59,6 @@ class Directory(wiring.Component):
                 matches.eq(Cat(row[i].valid & (row[i].tag == tag) for i in range(self.ways))),
                 empty.eq(~Cat(row[i].valid for i in range(self.ways))),
                 self.holds.eq(matches.any()),
-                self.full.eq(~empty.any()),
             ]
 
         # Change

@@ -397,7 +397,7 @@ def test_random(l1, core, below):
         tags = [rng.getrandbits(20) for _ in range(max(4, 2 * bench.dut.l1.ways))]
         pool = [tag * sets + rng.randrange(sets) % 3 for tag in tags] + [0, sets]
         bench.watch = pool[0]
-        operations = 400
+        operations = 300
         while operations > 0:
             assert bench.cycle < bench.progress + 1000
             hot = rng.random() < 0.5

@@ -111,7 +111,7 @@ def test_atomic_functions(function):
                     ctx.set(dut.valid, 1)
                     ctx.set(dut.atomic, atomic)
                     assert ctx.get(dut.mask) == ((1 << size) - 1) << offset
-                    assert ctx.get(dut.data) >> 8 * offset & ones == atomic_result(atomic, old, ones)
+                    assert ctx.get(dut.word) >> 8 * (offset % 8) & ones == atomic_result(atomic, old, ones)
         ctx.set(dut.valid, 0)
         assert not ctx.get(dut.mask)
 

@@ -59,7 +59,7 @@ def test_random_traffic(name):
     for seed in SEEDS:
         seen = run_scenario(name, seed).seen
         for counter in ("hits", "misses", "probes_received", "probes_forwarded", "evictions_clean"):
-            assert seen[counter] > 2, (counter, seed)
+            assert seen[counter], (counter, seed)
 
 
 class LosesDirtyData(L2Cache):
