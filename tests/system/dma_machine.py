@@ -38,10 +38,14 @@ class Fault(enum.IntEnum):
 
     PROBE_LEAVES_LINE = 0  #: an L1 answers a Probe and keeps the line as it was
     PROBE_ACK_WITHOUT_DATA = 1  #: an L1 gives a modified line up without its data
-    RELEASE_WITHOUT_DATA = 2  #: an L1 evicts a modified line without its data
+    WRITE_BACK_LOST = 2  #: an L1 evicts a modified line and says that it is not
     MERGE_LOST = 3  #: a device's write of part of a line does not keep the other bytes
     LINE_LOST_ON_WAY_TO_CACHE = 4  #: the last level does not store what a core gave back
     READ_PASSES_WRITE = 5  #: a device's read is looked up before earlier writes of the device are visible
+    L2_WRITE_BACK_LOST = 6  #: an L2 evicts a modified line without its data
+    L2_PROBE_LEAVES_LINE = 7  #: an L2 answers a Probe and keeps the line as it was
+    STALE_FORWARD = 8  #: a store buffer forwards from the oldest store of the bytes, not from the youngest
+    STORES_REORDERED = 9  #: a store becomes visible before earlier loads are complete
 
 
 class _Kind(enum.IntEnum):
@@ -178,12 +182,12 @@ class WatchedL1(L1Cache):
     def __init__(self, faults: Signal, l1: L1Config, core: CoreConfig, domain: str):
         super().__init__(l1, core, domain)
         self._faults = faults
-        self.visible = Probe(domain, "the oldest store becomes visible")
+        self.store_visible = Probe(domain, "the oldest store becomes visible")
 
     def elaborate(self, platform):
         """Elaborate."""
         m = super().elaborate(platform)
-        self.visible.emit(m, self.port.store_done)
+        self.store_visible.emit(m, self.port.visible)
         return m
 
     def _do_probe(self, m):
@@ -193,10 +197,10 @@ class WatchedL1(L1Cache):
         with m.If(self._faults[Fault.PROBE_ACK_WITHOUT_DATA]):
             m.d[self.domain] += self.tilelink.c.payload.opcode.eq(OpcodeC.PROBE_ACK)
 
-    def _do_allocate(self, m):
-        super()._do_allocate(m)
-        with m.If(self._faults[Fault.RELEASE_WITHOUT_DATA]):
-            m.d[self.domain] += self.tilelink.c.payload.opcode.eq(OpcodeC.RELEASE)
+    def _ask_for_line(self, m):
+        super()._ask_for_line(m)
+        with m.If(self._faults[Fault.WRITE_BACK_LOST]):
+            m.d[self.domain] += self.tilelink.c.payload.dirty.eq(0)
 
 
 class FaultyLastLevelCache(LastLevelCache):

@@ -57,6 +57,11 @@ def place(rng: random.Random, size: int) -> int:
     return rng.choice(LINES) * LINE_BYTES + rng.randint(0, LINE_BYTES - size)
 
 
+#: Ticks from the event "a device write becomes visible" until every load that issues sees it: the last level says so one
+#: cycle later, and at that edge itself a load still has what was there before.
+VISIBLE = CONFIG.period_ticks("uncore") + 1
+
+
 class Programs:
     """What was pushed to the cores, and what came back."""
 
@@ -282,7 +287,7 @@ class CardRun:
         commits = self.log.select("llc.device_write")
         assert told == commits["line"].tolist(), "device writes become visible in order"
         for access, tick in zip(result, commits["tick"].tolist(), strict=True):
-            access.first = access.last = tick
+            access.first, access.last = tick, tick + VISIBLE
         return result
 
     def _written_back(self) -> Iterator[bytes]:
@@ -370,10 +375,10 @@ class DeviceRun:
         result = []
         for core in range(CORES):
             issued, _ = self.programs.timeline(self.log, core)
-            visible = self.log.select(f"core{core}.l1.visible")["tick"].tolist()
+            visible = self.log.select(f"core{core}.l1.store_visible")["tick"].tolist()
             handles = [handle for handle in issued if handle in self.programs.stores]
             for handle, tick in zip(handles, visible, strict=True):
-                result.append(Access(core, handle, *self.programs.stores[handle], tick, tick))
+                result.append(Access(core, handle, *self.programs.stores[handle], tick, tick + 1))
         return result
 
     def device_writes(self) -> list[Access]:
@@ -392,7 +397,7 @@ class DeviceRun:
         for (packet, address, length), tick in zip(expected, commits["tick"].tolist(), strict=True):
             order = self.orders[packet]
             at = address - order.address
-            result.append(Access(DEVICE, packet, address, order.payload[at : at + length], tick, tick))
+            result.append(Access(DEVICE, packet, address, order.payload[at : at + length], tick, tick + VISIBLE))
         return result
 
     def device_reads(self) -> list[Access]:
