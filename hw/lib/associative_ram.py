@@ -2,38 +2,19 @@
 
 from pathlib import Path
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from .platform import CompiledSimulation
+from .plru import plru_touched, plru_victim
 
-__all__ = ["ASSOCIATIVE_RAM_VERILOG", "AssociativeRAM", "plru_touched", "plru_victim"]
+__all__ = ["ASSOCIATIVE_RAM_VERILOG", "AssociativeRAM"]
 
 #: The Verilog module that :class:`AssociativeRAM` instantiates in compiled builds.
 ASSOCIATIVE_RAM_VERILOG = Path(__file__).with_name("associative_ram.v")
-
-
-def plru_touched(recent: Value, way: Value) -> Value:
-    """Bits of a set after a use of ``way`` (one-hot): its own is set; where that would leave none clear, it alone.
-
-    Bit pseudo-LRU, also called PLRUm (Al-Zoubi, Milenkovic, Milenkovic, "Performance evaluation of cache replacement
-    policies for the SPEC CPU2000 benchmark suite", ACM Southeast 2004): one bit per way says "recently used". Using the
-    same way again changes nothing.
-    """
-    touched = recent | way
-    return Mux(touched.all(), way, touched)
-
-
-def plru_victim(recent: Value, valid: Value) -> Value:
-    """The way to replace (one-hot): the lowest that is neither valid nor recent, else the lowest that is not recent."""
-    if len(recent) == 1:
-        return Const(1)
-    empty = ~valid & ~recent
-    candidates = Mux(empty.any(), empty, ~recent)
-    return (candidates & (~candidates + 1))[: len(recent)]
 
 
 class AssociativeRAM(wiring.Component):

@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.associative_ram import plru_touched, plru_victim
+from hw.lib.plru import plru_touched, plru_victim
 from hw.mem.llc_bits import index_width
 
 __all__ = ["FirstLevelTlb"]
