@@ -16,22 +16,21 @@ module nicscope_ram #(
 );
     localparam LANE_WIDTH = WIDTH / LANES;
     reg [WIDTH-1:0] rows [0:DEPTH-1] /* verilator public_flat_rd */;
-    reg [WIDTH-1:0] merged;
     integer i;
     initial begin
         read_data = 0;
         for (i = 0; i < DEPTH; i = i + 1) rows[i] = 0;
     end
+    // Reads come first, and nothing else looks at the rows: so these may be blocking assignments. Verilator pays for every
+    // nonblocking one at every edge, taken or not.
     always @(posedge clk) begin
         if (read_enable) read_data <= rows[read_address];
         if (LANES == 1) begin
-            if (write_enable[0]) rows[write_address] <= write_data;
+            if (write_enable[0]) rows[write_address] = write_data;
         end else if (write_enable != 0) begin
-            // One write of the merged row: Verilator pays for every nonblocking write at every edge, taken or not.
-            merged = rows[write_address];
             for (i = 0; i < LANES; i = i + 1)
-                if (write_enable[i]) merged[i*LANE_WIDTH +: LANE_WIDTH] = write_data[i*LANE_WIDTH +: LANE_WIDTH];
-            rows[write_address] <= merged;
+                if (write_enable[i])
+                    rows[write_address][i*LANE_WIDTH +: LANE_WIDTH] = write_data[i*LANE_WIDTH +: LANE_WIDTH];
         end
     end
 endmodule

@@ -7,9 +7,9 @@ from amaranth.lib.wiring import In, Out
 from hw.bus.fetch import FETCH_TAG_WIDTH, FetchPort, TextPort
 from hw.bus.tilelink import LINE_ADDRESS_WIDTH
 from hw.config import L1iConfig
+from hw.lib.associative_ram import AssociativeRAM
 from hw.lib.probe import Counter, Probe
 
-from .l1i_tags import L1ITags
 from .llc_bits import encode, index_width, lowest, one_hot
 
 __all__ = ["L1ICache"]
@@ -53,10 +53,10 @@ class L1ICache(wiring.Component):
         self._bank_bits = (self._bank_count - 1).bit_length()
         self._set_bits = (l1i.sets - 1).bit_length()
         self.banks = [
-            L1ITags(
-                rows=l1i.sets // self._bank_count,
+            AssociativeRAM(
+                sets=l1i.sets // self._bank_count,
                 ways=l1i.ways,
-                tag_width=LINE_ADDRESS_WIDTH - self._set_bits,
+                key_width=LINE_ADDRESS_WIDTH - self._set_bits,
                 domain=domain,
             )
             for _ in range(self._bank_count)
@@ -114,6 +114,7 @@ class L1ICache(wiring.Component):
         line = Signal(LINE_ADDRESS_WIDTH)
         left = Signal.like(self._left)
         read = Signal()
+        clash = Signal()
         m.d.comb += [line.eq(self._line + self._advance), left.eq(self._left - self._advance)]
         with m.If(text.start):
             m.d.comb += [line.eq(text.line), left.eq(text.lines), read.eq(1)]
@@ -127,12 +128,15 @@ class L1ICache(wiring.Component):
             m.d.comb += read.eq(1)
 
         with m.If(read):
-            sync += self._looking.eq(~Cat(bank.clash for bank in self.banks).any())
+            sync += self._looking.eq(~clash)
             first, here, following = line[: self._bank_bits], line[self._bank_bits :], Signal(LINE_ADDRESS_WIDTH)
             m.d.comb += following.eq(here + 1)
             for index, bank in enumerate(self.banks):
                 place = Mux(first > index, following, here)[: len(here)]
-                m.d.comb += [bank.read.eq(1), *self._place(bank.row, bank.tag, place)]
+                m.d.comb += [bank.read_enable.eq(1), *self._place(bank.read_set, bank.read_key, place)]
+                # What is read while its set is being filled is not right any more
+                with m.If(bank.write_enable.any() & (bank.write_set == bank.read_set)):
+                    m.d.comb += clash.eq(1)
 
     def _place(self, row: Signal, tag: Signal, place: Value) -> list:
         """Assign row and tag of a line in its bank."""
@@ -145,7 +149,6 @@ class L1ICache(wiring.Component):
         first = Signal(index_width(count))
         hits, found, misses = Signal(count), Signal(count), Signal(count)
         m.d.comb += [
-            *(bank.look.eq(1) for bank in self.banks),
             first.eq(self._line[: self._bank_bits]),
             hits.eq(Cat(bank.hit for bank in self.banks)),
             found.eq(Cat(hits, hits) >> first),
@@ -170,7 +173,7 @@ class L1ICache(wiring.Component):
 
         behind_bank = self._rotated(Cat(self._advance > i for i in range(count)), first)
         for index, bank in enumerate(self.banks):
-            m.d.comb += bank.use.eq(behind_bank[index] & (bank.hit | self._allocate.any()))
+            m.d.comb += bank.touch.eq(behind_bank[index] & (bank.hit | self._allocate.any()))
 
     def _ask(self, m: Module) -> None:
         """MSHRs and the request to the L2."""
@@ -210,9 +213,13 @@ class L1ICache(wiring.Component):
                 with m.If(self._answered[index]):
                     m.d.comb += [line.eq(self._mshr_lines[index]), way.eq(self._mshr_ways[index])]
             for index, bank in enumerate(self.banks):
-                m.d.comb += bank.fill.eq(line[: self._bank_bits] == index)
+                with m.If(line[: self._bank_bits] == index):
+                    m.d.comb += bank.write_enable.eq(way)
         for bank in self.banks:
-            m.d.comb += [*self._place(bank.fill_row, bank.fill_tag, line[self._bank_bits :]), bank.fill_way.eq(way)]
+            m.d.comb += [
+                bank.write_valid.eq(1),
+                *self._place(bank.write_set, bank.write_key, line[self._bank_bits :]),
+            ]
 
     def _observe(self, m: Module) -> None:
         """What the core port sees, probes, counters, quiet."""

@@ -41,21 +41,12 @@ from hw.lib.platform import CompiledSimulation
 from hw.lib.probe import Probe
 from hw.lib.time import NOW_WIDTH, Timer, time_domain
 
-__all__ = [
-    "FORMAL_DOMAIN",
-    "RAM_THAT_HOLDS",
-    "Harness",
-    "ProofFailed",
-    "component_inputs",
-    "fragments_below",
-    "prove_quiet",
-    "run_sby",
-]
+__all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "component_inputs", "fragments_below", "prove_quiet", "run_sby"]
 
 #: The one clock of a model.
 FORMAL_DOMAIN = "formal"
 
-#: A RAM whose contents are whatever the solver likes: large arrays would only slow a proof down that does not
+#: RAMs whose contents are whatever the solver likes: large arrays would only slow a proof down that does not
 #: depend on them. A proof that holds for every answer holds for the right one.
 RAM_WITH_ANY_CONTENTS = """
 module nicscope_ram #(
@@ -72,13 +63,32 @@ module nicscope_ram #(
     (* anyseq *) wire [WIDTH-1:0] any;
     assign read_data = any;
 endmodule
+
+module nicscope_associative_ram #(
+    parameter SETS = 1, parameter WAYS = 1, parameter KEY_WIDTH = 1, parameter VALUE_WIDTH = 1, parameter SET_WIDTH = 1
+) (
+    input  wire                   clk,
+    input  wire                   read_enable,
+    input  wire [SET_WIDTH-1:0]   read_set,
+    input  wire [KEY_WIDTH-1:0]   read_key,
+    output reg                    hit,
+    output reg  [WAYS-1:0]        way,
+    output reg  [VALUE_WIDTH-1:0] value,
+    input  wire                   touch,
+    input  wire [WAYS-1:0]        write_enable,
+    input  wire [SET_WIDTH-1:0]   write_set,
+    input  wire                   write_valid,
+    input  wire [KEY_WIDTH-1:0]   write_key,
+    input  wire [VALUE_WIDTH-1:0] write_value,
+    input  wire                   flush
+);
+    (* anyseq *) wire [WAYS+VALUE_WIDTH:0] any;
+    always @(posedge clk) if (read_enable) {hit, way, value} <= any;
+endmodule
 """
 
-#: The same, but what a RAM shows stays until the next read: for components that look at it more than once.
-RAM_THAT_HOLDS = RAM_WITH_ANY_CONTENTS.replace(
-    "    assign read_data = any;",
-    "    reg [WIDTH-1:0] held;\n    always @(posedge clk) if (read_enable) held <= any;\n    assign read_data = held;",
-)
+#: Inputs of these modules that change what they hold or show.
+ACCESSES = ("read_enable", "write_enable", "touch", "flush")
 
 #: Yices with its plain SAT solver, which is some ten times faster at these proofs than the one it takes for incremental
 #: use. It talks on standard error, which yosys-smtbmc would take for answers.
@@ -208,7 +218,7 @@ class Harness(Elaboratable):
             if isinstance(fragment, MemoryInstance):
                 found += [port._en for port in fragment._write_ports if port._domain == domain]
             elif isinstance(fragment, Instance) and domain in _domains(fragment):
-                found += [fragment.ports[name][0] for name in ("read_enable", "write_enable")]
+                found += [fragment.ports[name][0] for name in ACCESSES if name in fragment.ports]
         return found
 
 
@@ -225,7 +235,6 @@ def prove_quiet(
     cover_depth: int | None = 20,
     outstanding: Value | None = None,
     planted: Mapping[str, Value] | None = None,
-    verilog: str = RAM_WITH_ANY_CONTENTS,
 ) -> None:
     """Prove that ``component`` may skip its edges of ``domain`` while it is quiet.
 
@@ -251,7 +260,6 @@ def prove_quiet(
         cover_depth: steps of the runs to be covered; None for no cover.
         outstanding: what the component waits for in the run that becomes quiet: high there.
         planted: wrong quiets, by what is wrong with them.
-        verilog: see :func:`run_sby`.
 
     Raises:
         ProofFailed: naming the property that does not hold, or the cover that is not reached.
@@ -274,7 +282,7 @@ def prove_quiet(
     for name, wrong_quiet in (planted or {}).items():
         _, properties = edge.skipped_while(wrong_quiet)
         harness.cover(~Cat(holds for _, holds in properties).all(), f"planted: {name}")
-    harness.run(verilog=verilog, **{mode: depth}, **({} if cover_depth is None else {"cover": cover_depth}))
+    harness.run(**{mode: depth}, **({} if cover_depth is None else {"cover": cover_depth}))
 
 
 class _Edge:

@@ -2,7 +2,7 @@
 
 from hw.config import L1iConfig
 from hw.mem.l1i import L1ICache
-from tests.formal.prove import RAM_THAT_HOLDS, prove_quiet
+from tests.formal.prove import prove_quiet
 
 DOMAIN = "core0"
 
@@ -13,7 +13,6 @@ def test_quiet():
     prove_quiet(
         dut,
         domain=DOMAIN,
-        verilog=RAM_THAT_HOLDS,
         cover_depth=9,
         outstanding=dut._awaited.all() & dut._stuck,
         planted={

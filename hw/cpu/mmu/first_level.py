@@ -1,11 +1,11 @@
 """A first-level TLB: set-associative, looked up in the cycle in which it is asked."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from hw.mem.bit_plru import plru_touched, plru_victim
+from hw.lib.plru import plru_touched, plru_victim
 from hw.mem.llc_bits import index_width
 
 __all__ = ["FirstLevelTlb"]
@@ -23,7 +23,7 @@ class FirstLevelTlb(wiring.Component):
         changes: a look would change something at this edge.
 
     Arguments:
-        sets: number of sets, a power of two; the low bits of the key choose.
+        sets: number of sets, a power of two; the low bits of the key choose. 1 for a fully associative one.
         ways: of each set.
         key_width: bits of the number of a page.
         value_width: bits of the number of a frame.
@@ -50,10 +50,11 @@ class FirstLevelTlb(wiring.Component):
             }
         )
         self.entry = data.StructLayout({"tag": key_width - self.set_bits, "value": value_width})
-        # One memory per way: rows of at most 64 bits are cheap to read in simulation.
+        # Memories rather than registers, and one per way: a register costs time at every edge of a simulation, kept or
+        # not, and rows of at most 64 bits are cheap to read.
         self.entries = [Memory(shape=self.entry, depth=sets, init=[]) for _ in range(ways)]
         self.recent = Memory(shape=ways, depth=sets, init=[])
-        self._valid = [Signal(sets, name=f"valid{way}") for way in range(ways)]
+        self._valid = Signal(sets * ways, name="valid")  # by set
 
     def _split(self, m: Module, key: Signal, name: str) -> tuple[Signal, Signal]:
         """Set and tag of a key."""
@@ -81,10 +82,13 @@ class FirstLevelTlb(wiring.Component):
         touched = Signal(self.ways)
         m.d.comb += recent.addr.eq(index)
         with m.If(self.look | self.forget):
+            present = self._valid.word_select(index, self.ways)
+            m.d.comb += matches.eq(Cat(row.tag == tag for row in rows) & present)
             for way, row in enumerate(rows):
-                m.d.comb += matches[way].eq((row.tag == tag) & self._valid[way].bit_select(index, 1))
                 with m.If(matches[way]):
                     m.d.comb += self.value.eq(row.value)
+            with m.If(self.forget):
+                m.d[self.domain] += present.eq(present & ~matches)
         with m.If(self.look & matches.any()):
             m.d.comb += [
                 self.hit.eq(1),
@@ -94,10 +98,6 @@ class FirstLevelTlb(wiring.Component):
                 write_recent.addr.eq(index),
                 write_recent.data.eq(touched),
             ]
-        with m.If(self.forget):
-            for way in range(self.ways):
-                with m.If(matches[way]):
-                    m.d[self.domain] += self._valid[way].bit_select(index, 1).eq(0)
 
         # Write; a use at the same edge is not noted
         write_index, write_tag = self._split(m, self.write_key, "write")
@@ -110,13 +110,10 @@ class FirstLevelTlb(wiring.Component):
             write_entry.value.eq(self.write_value),
         ]
         with m.If(self.write):
-            valid = Signal(self.ways)
-            for way in range(self.ways):
-                m.d.comb += valid[way].eq(self._valid[way].bit_select(write_index, 1))
-                with m.If(victim[way]):
-                    m.d[self.domain] += self._valid[way].bit_select(write_index, 1).eq(1)
+            full = self._valid.word_select(write_index, self.ways)
+            m.d[self.domain] += full.eq(full | victim)
             m.d.comb += [
-                victim.eq(plru_victim(write_was.data, valid)),
+                victim.eq(plru_victim(write_was.data & full, full)),
                 write_recent.en.eq(1),
                 write_recent.addr.eq(write_index),
                 write_recent.data.eq(plru_touched(write_was.data, victim)),
@@ -126,5 +123,5 @@ class FirstLevelTlb(wiring.Component):
             m.d.comb += [port.en.eq(victim[way]), port.addr.eq(write_index), port.data.eq(write_entry)]
 
         with m.If(self.flush):
-            m.d[self.domain] += [valid.eq(0) for valid in self._valid]
+            m.d[self.domain] += self._valid.eq(0)
         return m

@@ -1,6 +1,6 @@
 """Joins the TLBs, the paging-structure caches and the walker."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -10,10 +10,9 @@ from hw.config import TlbConfig
 from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH, Timer
 
-from .associative import AssociativeTable
 from .first_level import FirstLevelTlb
 from .page import LEVELS, PageSize, frame_of, key_of, key_width, value_width
-from .second_level import SecondLevelTlb
+from .table import Table
 from .walker import Walker
 
 __all__ = ["Mmu"]
@@ -29,12 +28,12 @@ class _State(enum.Enum, shape=4):
     """What the unit does about one page that missed the first level."""
 
     IDLE = 0
-    LOOK_SMALL = 1  #: in the second level, as a page of 4 KiB
-    LOOK_LARGE = 2  #: ... of 2 MiB, of 1 GiB
-    WAIT = 3  #: until the second level has answered
+    LOOK_SMALL = 1  #: the second level is asked for a page of 4 KiB
+    LOOK_LARGE = 2  #: ... of 2 MiB; of 1 GiB; and the caches of paging structures
+    WAIT = 3  #: until the second level answers
     BLOCKED = 4  #: by a walk that was dropped
     WALK = 5
-    FILL = 6  #: write the second level
+    FILL = 6  #: the second level
     FAULT = 7  #: until another page is asked for, or none
     FORGET_SMALL = 8  #: in the second level
     FORGET_LARGE = 9
@@ -55,8 +54,8 @@ class Mmu(wiring.Component):
     A walk to a 4 KiB page needs 4 loads, 2 if the cache of directories knows the directory, 1 if that of page tables
     knows the table; to a 2 MiB page 3 or 1, to a 1 GiB page 2. INVLPG drops the page from all TLBs and empties these
     caches, as the architecture asks (Intel SDM volume 3, 4.10.4.1); two INVLPG in consecutive cycles empty the second
-    level for pages up to 2 MiB, which is allowed. No PCIDs, no global pages, no rights; accessed and
-    dirty bits are not written.
+    level for pages up to 2 MiB, which is allowed. No PCIDs, no global pages, no rights; accessed and dirty bits are not
+    written.
 
     Ports:
         port: the core port asks, see :class:`hw.bus.translate.TranslatePort`.
@@ -68,7 +67,6 @@ class Mmu(wiring.Component):
     Arguments:
         tlb: sizes and latency, in cycles of the core.
         domain: clock domain of the core.
-        epoch_bits: see :class:`~hw.cpu.mmu.second_level.SecondLevelTlb`.
 
     Attributes:
         walked: probe.
@@ -76,7 +74,7 @@ class Mmu(wiring.Component):
         answer_timer: when the second level answers.
     """
 
-    def __init__(self, tlb: TlbConfig, domain: str, *, epoch_bits: int = 12):
+    def __init__(self, tlb: TlbConfig, domain: str):
         if tlb.l2_latency < 4:
             raise ValueError(
                 f"looking up the second level takes at least 4 cycles, not tlb.l2_latency = {tlb.l2_latency}"
@@ -96,22 +94,27 @@ class Mmu(wiring.Component):
         def widths(size: PageSize) -> dict[str, int]:
             return {"key_width": key_width(size), "value_width": value_width(size)}
 
-        self.l1_4k = FirstLevelTlb(
-            sets=tlb.l1_4k // tlb.l1_ways, ways=tlb.l1_ways, **widths(PageSize.KIB_4), domain=domain
+        def first_level(entries: int, ways: int, size: PageSize) -> FirstLevelTlb:
+            return FirstLevelTlb(sets=entries // ways, ways=ways, **widths(size), domain=domain)
+
+        def structures(entries: int, size: PageSize) -> Table:
+            """A cache of tables that each cover what a page of this size does."""
+            return Table(sets=1, ways=entries, key_width=key_width(size), value_width=FRAME_WIDTH, domain=domain)
+
+        self.l1_4k = first_level(tlb.l1_4k, tlb.l1_ways, PageSize.KIB_4)
+        self.l1_2m = first_level(tlb.l1_2m, tlb.l1_ways, PageSize.MIB_2)
+        self.l1_1g = first_level(tlb.l1_1g, tlb.l1_1g, PageSize.GIB_1)
+        # A large page's number is marked as such by one more bit above it
+        self.l2 = Table(
+            sets=tlb.l2 // tlb.l2_ways,
+            ways=tlb.l2_ways,
+            key_width=PAGE_WIDTH + 1,
+            value_width=FRAME_WIDTH,
+            domain=domain,
         )
-        self.l1_2m = FirstLevelTlb(
-            sets=tlb.l1_2m // tlb.l1_ways, ways=tlb.l1_ways, **widths(PageSize.MIB_2), domain=domain
-        )
-        self.l1_1g = AssociativeTable(entries=tlb.l1_1g, **widths(PageSize.GIB_1), domain=domain)
-        self.l2 = SecondLevelTlb(entries=tlb.l2, ways=tlb.l2_ways, domain=domain, epoch_bits=epoch_bits)
-        self.l2_1g = AssociativeTable(entries=tlb.l2_1g, **widths(PageSize.GIB_1), domain=domain)
-        # What lies below a page table entry is as large as a page of the next size
-        self.page_tables = AssociativeTable(
-            entries=tlb.walk_cache, key_width=key_width(PageSize.MIB_2), value_width=FRAME_WIDTH, domain=domain
-        )
-        self.directories = AssociativeTable(
-            entries=DIRECTORY_CACHE, key_width=key_width(PageSize.GIB_1), value_width=FRAME_WIDTH, domain=domain
-        )
+        self.l2_1g = Table(sets=1, ways=tlb.l2_1g, **widths(PageSize.GIB_1), domain=domain)
+        self.page_tables = structures(tlb.walk_cache, PageSize.MIB_2)
+        self.directories = structures(DIRECTORY_CACHE, PageSize.GIB_1)
         self.walker = Walker(domain)
 
         self.walked = Probe(domain, "a page walk ended", page=PAGE_WIDTH, size=PageSize, loads=3, fault=1)
@@ -125,10 +128,12 @@ class Mmu(wiring.Component):
         self._missed = Signal(name="missed")
         self._abort = Signal(name="abort")
         self._state = Signal(_State, name="state")
-        # The page that missed, or is to be forgotten, and what the second level says of it
+        # The page that missed, or is to be forgotten; whether the second level has it as a small one; where a walk
+        # found it
         self._page = Signal(PAGE_WIDTH, name="page")
-        self._found = Signal(name="found")
-        self._size = Signal(PageSize, name="size")
+        self._asked = Signal(PAGE_WIDTH, name="asked")  # of the tables in this cycle
+        self._large = Signal(name="large")  # as a large page
+        self._small = Signal(name="small")
         self._frame = Signal(FRAME_WIDTH, name="frame")
         # What enters the first level
         self._fill = Signal(name="fill")
@@ -183,12 +188,13 @@ class Mmu(wiring.Component):
 
     def _keys(self, m: Module) -> None:
         """What is asked of, and written to, the tables behind the first level."""
-        walker = self.walker
+        walker, asked = self.walker, self._asked
+        small, large = key_of(asked, PageSize.KIB_4), key_of(asked, PageSize.MIB_2)
         m.d.comb += [
-            self.l2.page.eq(self._page),
-            self.l2.write_frame.eq(self._frame),
-            self.l2_1g.key.eq(key_of(self._page, PageSize.GIB_1)),
-            self.l2_1g.write_key.eq(self.l2_1g.key),
+            asked.eq(self._page),
+            self.l2.key.eq(Cat(Mux(self._large, large, small), self._large)),
+            self.l2.write_value.eq(self._frame),
+            self.l2_1g.key.eq(key_of(asked, PageSize.GIB_1)),
             self.l2_1g.write_value.eq(key_of(walker.frame, PageSize.GIB_1)),
             walker.page.eq(self._page),
         ]
@@ -197,9 +203,8 @@ class Mmu(wiring.Component):
             (DIRECTORY, PageSize.GIB_1, self.directories),
         ):
             m.d.comb += [
-                cache.key.eq(key_of(self._page, size)),
+                cache.key.eq(key_of(asked, size)),
                 cache.write.eq(walker.table_found & (walker.found_level == level)),
-                cache.write_key.eq(cache.key),
                 cache.write_value.eq(walker.frame),
             ]
 
@@ -211,57 +216,57 @@ class Mmu(wiring.Component):
         sync = m.d[self.domain]
         l2, l2_1g = self.l2, self.l2_1g
         with m.Case(_State.IDLE):
-            with m.If(self._missed & ~l2.busy):
-                m.d.comb += [l2.read.eq(1), l2.page.eq(self.port.page)]
+            with m.If(self._missed):
+                m.d.comb += [l2.look.eq(1), self._asked.eq(self.port.page)]
                 sync += [
                     self._page.eq(self.port.page),
-                    self._found.eq(0),
                     self.answer_timer.deadline.eq(self.now + (self.tlb.l2_latency - 1)),
                 ]
                 self._go(m, _State.LOOK_SMALL)
         with m.Case(_State.LOOK_SMALL):
-            m.d.comb += [l2.touch.eq(l2.hit), l2.read.eq(~l2.hit), l2.large.eq(1)]
+            m.d.comb += [l2.look.eq(~l2.hit), self._large.eq(1)]
+            m.d.comb += [table.look.eq(1) for table in (l2_1g, self.page_tables, self.directories)]
+            sync += self._small.eq(l2.hit)
             self._go(m, _State.LOOK_LARGE)
-            with m.If(l2.hit):
-                self._find(m, PageSize.KIB_4, l2.frame)
         with m.Case(_State.LOOK_LARGE):
-            m.d.comb += [l2.touch.eq(l2.hit), l2_1g.look.eq(~self._found)]
             self._go(m, _State.WAIT)
-            with m.If(l2.hit):
-                self._find(m, PageSize.MIB_2, l2.frame)
-            with m.Elif(l2_1g.hit):
-                self._find(m, PageSize.GIB_1, frame_of(l2_1g.value, self._page, PageSize.GIB_1))
         with m.Case(_State.WAIT):
             with m.If(self.now >= self.answer_timer.deadline):
-                with m.If(self._found):
+                m.d.comb += self._fill.eq(l2.hit | l2_1g.hit)
+                self._go(m, _State.IDLE)
+                with m.If(l2.hit):
                     m.d.comb += [
-                        self._fill.eq(1),
-                        self._fill_size.eq(self._size),
-                        self._fill_frame.eq(self._frame),
+                        l2.touch.eq(1),
+                        self._fill_size.eq(Mux(self._small, PageSize.KIB_4, PageSize.MIB_2)),
+                        self._fill_frame.eq(l2.value),
                     ]
-                    self._go(m, _State.IDLE)
+                with m.Elif(l2_1g.hit):
+                    m.d.comb += [
+                        l2_1g.touch.eq(1),
+                        self._fill_size.eq(PageSize.GIB_1),
+                        self._fill_frame.eq(frame_of(l2_1g.value, self._page, PageSize.GIB_1)),
+                    ]
                 with m.Else():
                     self._begin_walk(m)
-
-    def _find(self, m: Module, size: PageSize, frame) -> None:
-        m.d[self.domain] += [self._found.eq(1), self._size.eq(size), self._frame.eq(frame)]
 
     def _begin_walk(self, m: Module) -> None:
         """From the lowest table that is known. A walk that was dropped ends first."""
         walker, page_tables, directories = self.walker, self.page_tables, self.directories
         self._go(m, _State.BLOCKED)
         with m.If(~walker.busy):
-            m.d.comb += [
-                page_tables.look.eq(1),
-                directories.look.eq(~page_tables.hit),
-                walker.start.eq(~self._abort),
-                walker.level.eq(LEVELS - 1),
-                walker.table.eq(self._root),
-            ]
+            m.d.comb += [walker.start.eq(~self._abort), walker.level.eq(LEVELS - 1), walker.table.eq(self._root)]
             with m.If(page_tables.hit):
-                m.d.comb += [walker.level.eq(PAGE_TABLE), walker.table.eq(page_tables.value)]
+                m.d.comb += [
+                    page_tables.touch.eq(1),
+                    walker.level.eq(PAGE_TABLE),
+                    walker.table.eq(page_tables.value),
+                ]
             with m.Elif(directories.hit):
-                m.d.comb += [walker.level.eq(DIRECTORY), walker.table.eq(directories.value)]
+                m.d.comb += [
+                    directories.touch.eq(1),
+                    walker.level.eq(DIRECTORY),
+                    walker.table.eq(directories.value),
+                ]
             self._go(m, _State.WALK)
 
     def _walk(self, m: Module) -> None:
@@ -280,13 +285,13 @@ class Mmu(wiring.Component):
                         self._fill.eq(1),
                         self._fill_size.eq(walker.size),
                         self._fill_frame.eq(walker.frame),
-                        l2.large.eq(walker.size == PageSize.MIB_2),
+                        self._large.eq(walker.size == PageSize.MIB_2),
                     ]
                     with m.If(walker.size == PageSize.GIB_1):
                         m.d.comb += self.l2_1g.write.eq(1)
                         self._go(m, _State.IDLE)
                     with m.Else():
-                        m.d.comb += l2.read.eq(1)
+                        m.d.comb += l2.look.eq(1)
                         self._go(m, _State.FILL)
         with m.Case(_State.FILL):
             m.d.comb += l2.write.eq(~self._abort)
@@ -297,9 +302,9 @@ class Mmu(wiring.Component):
 
     def _forget(self, m: Module) -> None:
         """INVLPG in the second level, one size after the other; the first level has forgotten already."""
-        l2 = self.l2
+        l2, l2_1g = self.l2, self.l2_1g
         with m.Case(_State.FORGET_SMALL):
-            m.d.comb += [l2.forget.eq(1), l2.read.eq(1), l2.large.eq(1), self.l2_1g.forget.eq(1)]
+            m.d.comb += [l2.forget.eq(1), l2_1g.forget.eq(1), l2.look.eq(1), self._large.eq(1)]
             self._go(m, _State.FORGET_LARGE)
         with m.Case(_State.FORGET_LARGE):
             m.d.comb += l2.forget.eq(1)
@@ -317,20 +322,19 @@ class Mmu(wiring.Component):
     def _set_root_or_forget(self, m: Module) -> None:
         """Wins over whatever is under way."""
         sync = m.d[self.domain]
-        port, l2 = self.port, self.l2
+        port, l2, l2_1g = self.port, self.l2, self.l2_1g
         m.d.comb += [
             self.walker.drop.eq(self._abort),
             self.page_tables.flush.eq(self._abort),
             self.directories.flush.eq(self._abort),
-            self.l2_1g.flush.eq(port.set_root),
         ]
         with m.If(port.set_root):
-            m.d.comb += [l2.read.eq(0), l2.flush.eq(1)]
+            m.d.comb += [l2.flush.eq(1), l2_1g.flush.eq(1), l2.look.eq(0)]
             sync += self._root.eq(port.root[-FRAME_WIDTH:])
             self._go(m, _State.IDLE)
         with m.Elif(port.forget):
+            m.d.comb += [self._asked.eq(port.page), self._large.eq(0), l2.look.eq(1), l2_1g.look.eq(1)]
             sync += self._page.eq(port.page)
-            m.d.comb += [l2.page.eq(port.page), l2.large.eq(0), l2.read.eq(1)]
             self._go(m, _State.FORGET_SMALL)
             # The page forgotten just before is not looked for as a large one, then: forget all
             m.d.comb += l2.flush.eq(self._state == _State.FORGET_SMALL)
@@ -345,7 +349,7 @@ class Mmu(wiring.Component):
             self.answer_timer.armed.eq(state == _State.WAIT),
         ]
         self.walked.emit(m, walker.done, page=self._page, size=walker.size, loads=walker.loads, fault=walker.fault)
-        self.l1_misses.increment(m, (state == _State.IDLE) & self._missed & ~self.l2.busy)
+        self.l1_misses.increment(m, (state == _State.IDLE) & self._missed)
         self.l2_misses.increment(m, walker.start)
 
         resting = Signal()
@@ -359,4 +363,4 @@ class Mmu(wiring.Component):
             with m.Case(_State.FAULT):
                 m.d.comb += resting.eq(self.port.fault)
         uses = self.l1_4k.changes | self.l1_2m.changes | self.l1_1g.changes
-        m.d.comb += self.quiet.eq(resting & walker.quiet & ~self._abort & ~uses & ~self.l2.busy)
+        m.d.comb += self.quiet.eq(resting & walker.quiet & ~self._abort & ~uses)

@@ -6,7 +6,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.tilelink import LINE_ADDRESS_WIDTH
-from hw.mem.bit_plru import plru_touched, plru_victim
+from hw.lib.plru import plru_touched, plru_victim
 from hw.mem.llc_bits import encode
 
 __all__ = ["StreamPrefetcher"]

@@ -6,13 +6,11 @@ CPU2000 benchmark suite", ACM Southeast 2004).
 
 from amaranth.hdl import Const, Mux, Value
 
-from .llc_bits import lowest
-
 __all__ = ["plru_touched", "plru_victim"]
 
 
 def plru_touched(recent: Value, way: Value) -> Value:
-    """The bits after a use of ``way`` (one-hot): its own is set; where that would leave none clear, it alone.
+    """Bits of a set after a use of ``way`` (one-hot): its own is set; where that would leave none clear, it alone.
 
     Using the same way again changes nothing.
     """
@@ -21,7 +19,9 @@ def plru_touched(recent: Value, way: Value) -> Value:
 
 
 def plru_victim(recent: Value, valid: Value) -> Value:
-    """The way to replace (one-hot): the lowest that is empty, else the lowest not recently used."""
+    """The way to replace (one-hot): the lowest that is neither valid nor recent, else the lowest that is not recent."""
     if len(recent) == 1:
         return Const(1)
-    return lowest(Mux(valid.all(), ~recent, ~valid))
+    empty = ~valid & ~recent
+    candidates = Mux(empty.any(), empty, ~recent)
+    return (candidates & (~candidates + 1))[: len(recent)]
