@@ -64,6 +64,9 @@ class StoreBuffer(wiring.Component):
                 "quiet": Out(1),
             }
         )
+        # Stores that write some of the bytes searched for, and the youngest of them
+        self._hits = Signal(depth)
+        self._youngest = Signal(depth)
 
     def elaborate(self, platform):
         """Elaborate."""
@@ -117,8 +120,8 @@ class StoreBuffer(wiring.Component):
         masks = self._rows(m, "masks", LINE_BYTES, tail, self.entry.mask)
         # Each step is wanted only when the one before found something. What it holds otherwise does not matter;
         # a constant there would make a compiled model compute the step always and mask the result.
-        same_line, hits, covers = Signal(self.depth), Signal(self.depth), Signal(self.depth)
-        youngest = Signal(self.depth)
+        same_line, covers = Signal(self.depth), Signal(self.depth)
+        hits, youngest = self._hits, self._youngest
         near = Signal()
         with m.If(self.search):
             m.d.comb += same_line.eq(valid & Cat(line == self.search_line for line in lines))

@@ -20,10 +20,13 @@ from hw.bus.tilelink import LINE_BITS, LINE_BYTES, PHYSICAL_ADDRESS_WIDTH, Opcod
 from hw.bus.tlp import TlpHeader, TlpPort, TlpType
 from hw.bus.wire import FrameBeat, WireStream
 from hw.config import CoreConfig, L1Config, MachineConfig
+from hw.cpu.core_port import CorePort
+from hw.cpu.store_buffer import StoreBuffer
 from hw.lib.probe import Probe
 from hw.lib.time import NOW_WIDTH
 from hw.machine import Machine
 from hw.mem.l1 import L1Cache
+from hw.mem.l2 import L2Cache
 from hw.mem.llc import LastLevelCache
 from hw.pcie.root_complex import RootComplex
 
@@ -45,7 +48,7 @@ class Fault(enum.IntEnum):
     L2_WRITE_BACK_LOST = 6  #: an L2 evicts a modified line without its data
     L2_PROBE_LEAVES_LINE = 7  #: an L2 answers a Probe and keeps the line as it was
     STALE_FORWARD = 8  #: a store buffer forwards from the oldest store of the bytes, not from the youngest
-    STORES_REORDERED = 9  #: a store becomes visible before earlier loads are complete
+    FENCE_IGNORES_STORES = 9  #: fences do not wait until stores are visible
 
 
 class _Kind(enum.IntEnum):
@@ -203,6 +206,54 @@ class WatchedL1(L1Cache):
             m.d[self.domain] += self.tilelink.c.payload.dirty.eq(0)
 
 
+class FaultyL2(L2Cache):
+    """An L2 that may be broken."""
+
+    def __init__(self, faults: Signal, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._faults = faults
+
+    def _send_below(self, m, opcode, *args, **kwargs):
+        super()._send_below(m, opcode, *args, **kwargs)
+        with m.If(self._faults[Fault.L2_WRITE_BACK_LOST] & (opcode == OpcodeC.RELEASE_DATA)):
+            m.d[self.domain] += self.tilelink.c.payload.opcode.eq(OpcodeC.RELEASE)
+
+    def _answer_from_here(self, m):
+        super()._answer_from_here(m)
+        with m.If(self._answering & self._faults[Fault.L2_PROBE_LEAVES_LINE]):
+            m.d.comb += self._write_tag.eq(0)
+
+
+class FaultyStoreBuffer(StoreBuffer):
+    """A store buffer that may be broken."""
+
+    def __init__(self, faults: Signal, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._faults = faults
+
+    def elaborate(self, platform):
+        """Elaborate."""
+        m = super().elaborate(platform)
+        others = Signal(self.depth)
+        m.d.comb += others.eq(self._hits & ~(self._hits & -self._hits))
+        with m.If(self.overlap & others.any() & self._faults[Fault.STALE_FORWARD]):
+            m.d.comb += self._youngest.eq(others & -others)
+        return m
+
+
+class FaultyCorePort(CorePort):
+    """A core port that may be broken."""
+
+    def __init__(self, faults: Signal, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._faults = faults
+
+    def _complete(self, m):
+        super()._complete(m)
+        with m.If(self._faults[Fault.FENCE_IGNORES_STORES]):
+            m.d.comb += self.completions.stored.eq(1)
+
+
 class FaultyLastLevelCache(LastLevelCache):
     """A last level that may be broken."""
 
@@ -243,7 +294,10 @@ class DmaMachine(Machine):
     def __init__(self, config: MachineConfig):
         faults = Signal(len(Fault), name="faults")
         with (
+            patch("hw.cpu.core.CorePort", partial(FaultyCorePort, faults)),
+            patch("hw.cpu.core_port.StoreBuffer", partial(FaultyStoreBuffer, faults)),
             patch("hw.cpu.core.L1Cache", partial(WatchedL1, faults)),
+            patch("hw.cpu.core.L2Cache", partial(FaultyL2, faults)),
             patch("hw.machine.LastLevelCache", partial(FaultyLastLevelCache, faults)),
             patch("hw.machine.RootComplex", partial(FaultyRootComplex, faults)),
             patch("hw.machine.Nic", partial(DmaDevice, faults)),
