@@ -44,8 +44,12 @@ CONFIG = load_machine("tiny")
 
 #: Neighbouring lines, so that transfers of the device cover several.
 NEIGHBOURS = [0x400 + line for line in range(6)]
-#: Lines of the same set of the last level as the first of those, more than it has ways: they drive each other out.
-RIVALS = [NEIGHBOURS[0] + CONFIG.llc.sets * way for way in range(1, CONFIG.llc.ways + 2)]
+#: Lines of the same set of every cache as the first of those, more than the private caches of a core have ways
+#: together, and more than the last level has: they drive each other out.
+RIVALS = [
+    NEIGHBOURS[0] + CONFIG.llc.sets * way
+    for way in range(1, max(CONFIG.l1.ways + CONFIG.l2.ways, CONFIG.llc.ways) + 3)
+]
 LINES = [*NEIGHBOURS, *RIVALS]
 
 
@@ -141,6 +145,7 @@ class Programs:
                 later = bisect_right(barriers, (handle, 0))
                 if later < len(barriers):
                     last = min(last, barriers[later][1])
+                last += 1  # at that edge itself a load still has what was there before
                 result.append(Access(core, handle, *self.stores[handle], issued[handle], last))
         return result
 
