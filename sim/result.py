@@ -4,6 +4,7 @@ The schema is described in docs/results.md.
 """
 
 import dataclasses
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class Observation:
 
 def machine_dict(machine: MachineConfig) -> dict[str, Any]:
     """Every parameter of a machine."""
-    return {**dataclasses.asdict(machine), "sources": dict(machine.sources)}
+    parameters = {**dataclasses.asdict(machine), "sources": dict(machine.sources)}
+    return json.loads(json.dumps(parameters))  # as it will be read again: lists, no tuples
 
 
 def summarise(

@@ -199,7 +199,7 @@ class LateExecuteMachine(WrongTimerMachine):
     """Core 0 sleeps one cycle too long."""
 
     def _waiting(self):
-        return self.core[0].port, "execute"
+        return self.core[0].port.execute, "timer"
 
     def _deadline(self):
         return self._real.deadline + 1
@@ -210,5 +210,5 @@ class DeafCrossingMachine(Machine):
 
     def elaborate(self, platform):
         m = super().elaborate(platform)
-        m.d.comb += self.quiet["uncore"].eq(self.llc.quiet & self.root_complex.quiet)
+        m.d.comb += self.quiet["uncore"].eq(self.llc.quiet & self.noncached.quiet & self.root_complex.quiet)
         return m

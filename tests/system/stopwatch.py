@@ -38,11 +38,18 @@ class Stopwatch:
         return Difference(self.bench.engine)
 
     def evict(self, core: int, line: int) -> None:
-        """Bring ``line`` to the last level and out of the L1 of ``core``: by loads of other lines of its set."""
-        l1 = self.config.l1
-        for way in range(2 * l1.ways):
-            self.bench.complete(core, self.bench.load(core, LINE_BYTES * (line + way * l1.sets)))
-            self.bench.execute(core, REST)
+        """Bring ``line`` to the last level and out of the private caches of ``core``: by loads of lines of its sets."""
+        for way in range(2 * (self.config.l1.ways + self.config.l2.ways)):
+            self._touch(core, line + way * self.config.l2.sets)
+
+    def evict_to_l2(self, core: int, line: int) -> None:
+        """Bring ``line`` to the L2 of ``core`` and out of its L1."""
+        for way in range(self.config.l1.ways + 1):
+            self._touch(core, line + way * self.config.l1.sets)
+
+    def _touch(self, core: int, line: int) -> None:
+        self.bench.complete(core, self.bench.load(core, LINE_BYTES * line))
+        self.bench.execute(core, REST)
 
     def after_a_refresh(self) -> None:
         """Have core 0 work until a refresh has just passed: every row is closed, and the next one is far."""

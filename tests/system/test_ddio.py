@@ -27,7 +27,9 @@ from walk import Walk  # noqa: E402
 
 
 def machine(ddio: bool) -> MachineConfig:
-    return load_machine("tiny", [] if ddio else ["llc.ddio=false"])
+    """Without prefetchers, so that a line is read when software looks at it and not before."""
+    prefetchers = ["l2.prefetch_adjacent=false", "l2.prefetch_stream=false"]
+    return load_machine("tiny", prefetchers if ddio else [*prefetchers, "llc.ddio=false"])
 
 
 @pytest.mark.parametrize("ddio", (True, False), ids=("on", "off"))

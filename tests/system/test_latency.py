@@ -31,6 +31,7 @@ from walk import Walk  # noqa: E402
 from sim.bare_metal import BareMetal  # noqa: E402
 
 MACHINES = ("tiny", "teaching")
+WITHOUT_PREFETCHERS = ("l2.prefetch_adjacent=false", "l2.prefetch_stream=false")
 #: Core cycles by which the repetitions of a measurement differ: over a period of the clocks' pattern on either
 #: machine (core to uncore repeats after 1 or 5 core cycles, core to DRAM after 5, core to card after 2 or 48).
 PHASES = range(0, 48, 3)
@@ -38,7 +39,7 @@ PHASES = range(0, 48, 3)
 
 @pytest.fixture(scope="module", params=MACHINES)
 def config(request):
-    return load_machine(request.param)
+    return load_machine(request.param, WITHOUT_PREFETCHERS)
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +62,25 @@ def test_l1_hit(watch, walk):
     assert counted["core0.l1.load_misses"] == 0
 
 
+def test_l2_hit(watch, walk):
+    for phase in PHASES[::4]:
+        watch.evict_to_l2(0, phase)
+        counted = watch.counted()
+        issue, completion = watch.time(0, K.LOAD, phase * LINE_BYTES, 8, REST + phase)
+        assert completion == walk.l2_hit(issue)
+        assert counted["core0.l1.load_misses"] == counted["core0.l2.hits"] == 1
+        assert counted["llc.core_hits"] == counted["llc.core_misses"] == 0
+
+
 def test_last_level_hit(watch, walk):
-    """Core 1 brings lines to the last level and evicts them from its L1; core 0, which never had them, loads them."""
-    lines = range(len(PHASES))
-    for line in lines:
+    """Core 1 brings a line to the last level and evicts it; core 0, which never had it, loads it."""
+    for line, phase in enumerate(PHASES):
         watch.evict(1, line)
-    counted = watch.counted()
-    for line, phase in zip(lines, PHASES, strict=True):
+        counted = watch.counted()
         issue, completion = watch.time(0, K.LOAD, line * LINE_BYTES, 8, REST + phase)
         assert completion == walk.llc_hit(issue)
-    assert counted["core0.l1.load_misses"] == counted["llc.core_hits"] == len(lines)
-    assert counted["llc.core_misses"] == counted["llc.probes_sent"] == 0
+        assert counted["core0.l1.load_misses"] == counted["core0.l2.misses"] == counted["llc.core_hits"] == 1
+        assert counted["llc.core_misses"] == counted["llc.probes_sent"] == 0
 
 
 @pytest.mark.parametrize("dirty", (False, True), ids=("clean", "dirty"))

@@ -40,20 +40,27 @@ class Walk:
         """A load that hits the L1: issued at ``issue``, answered ``l1.latency`` cycles later."""
         return issue + self.config.l1.latency
 
-    def acquire(self, issue: int) -> int:
-        """A load that misses the L1: the edge of uncore at which the last level accepts its Acquire.
+    def l2_hit(self, issue: int) -> int:
+        """A load that misses the L1 and hits the L2: as configured.
 
-        The L1 finds the miss in its second stage and gives it an MSHR, allocates a way in a pass of its own and
-        offers the Acquire 4 cycles after the load issued ("offers its Acquire at edge t + 4").
+        The L1 offers its Acquire at t + 2 and answers 2 cycles after the Grant is offered; in between lie the L2's.
         """
-        return self.cross(issue + 4, "core", "uncore")
+        return issue + self.config.l2.latency
+
+    def acquire(self, issue: int) -> int:
+        """A load that misses both private caches: the edge of uncore at which the last level accepts its Acquire.
+
+        The L1 offers its Acquire at t + 2. A hit would take the L2 l2.latency - 4 cycles; a miss is offered below one
+        cycle earlier than a Grant above.
+        """
+        return self.cross(issue + 2 + self.config.l2.latency - 4 - 1, "core", "uncore")
 
     def granted(self, edge: int) -> int:
         """The Grant enters its crossing at ``edge`` of uncore: the edge of core at which the load is answered.
 
-        "With the Grant offered at edge g, it answers at edge g + 2 + l1.latency."
+        One cycle through the L2, and the L1 answers 2 cycles after the Grant is offered to it.
         """
-        return self.cross(edge, "uncore", "core") + 2 + self.config.l1.latency
+        return self.cross(edge, "uncore", "core") + 1 + 2
 
     def llc_hit(self, issue: int) -> int:
         """A load that misses the L1 and hits the last level, where nobody else holds the line.
@@ -80,13 +87,14 @@ class Walk:
         """A load that misses the L1 and hits the last level, but the other core holds the line and may write it.
 
         The first pass pushes a Probe where an unshared line's would push the Grant, llc.latency - 3 after the Acquire
-        was accepted; it leaves one cycle later. In the other L1 it passes stages 0, 1 and 2 of the pipeline, and the
-        ProbeAck leaves one cycle after the last: 3. Then the second pass: chosen, decided, pushed (one cycle
-        each), and the Grant leaves 3 cycles after. A dirty line came back with the ProbeAck, and goes into the cache
+        was accepted; it leaves one cycle later. In the other core's L2 it passes stages 0 and 1, and is offered to
+        the L1 in the next cycle: 2. There it passes stages 0, 1 and 2, and the ProbeAck is offered one cycle after the
+        last: 3. The L2 takes it in a pass of its own, and sends it on likewise: 3. Then the second pass in the last
+        level: chosen, decided, pushed (one cycle each), and the Grant leaves 3 cycles after. A dirty line came back with the ProbeAck, and goes into the cache
         first: one cycle.
         """
         probe = self.acquire(issue) + self.config.llc.latency - 3 + 1
-        answer = self.cross(probe, "uncore", "core") + 3
+        answer = self.cross(probe, "uncore", "core") + 2 + 3 + 3
         arrival = self.cross(answer, "core", "uncore")
         return self.granted(arrival + 1 + 1 + 1 + (1 if dirty else 0) + 3)
 
