@@ -5,11 +5,22 @@ from fractions import Fraction
 
 from hw.bus.core import OperationKind as K
 from hw.bus.tilelink import LINE_BYTES
-from hw.config import MachineConfig
+from hw.config import MachineConfig, load_machine
 from sim.bare_metal import BareMetal
 from sim.engine.native import NativeEngine
 
-__all__ = ["REST", "Difference", "Stopwatch"]
+__all__ = ["REST", "Difference", "Stopwatch", "undisturbed"]
+
+#: So that a line is read when it is asked for and not before, and leaves a private cache only for want of ways there.
+WITHOUT_PREFETCHERS = ["l2.prefetch_adjacent=false", "l2.prefetch_stream=false"]
+LARGE_SNOOP_FILTER = ["llc.snoop_filter_lines=1024", "llc.snoop_filter_ways=16"]
+
+
+def undisturbed(name: str, *settings: str) -> MachineConfig:
+    """A machine on which one access has nothing to do with another."""
+    filters = LARGE_SNOOP_FILTER if name == "tiny" else []
+    return load_machine(name, [*WITHOUT_PREFETCHERS, *filters, *settings])
+
 
 #: Core cycles of rest before a measurement: longer than any access leaves anything under way.
 REST = 400

@@ -47,8 +47,7 @@ NEIGHBOURS = [0x400 + line for line in range(6)]
 #: Lines of the same set of every cache as the first of those, more than the private caches of a core have ways
 #: together, and more than the last level has: they drive each other out.
 RIVALS = [
-    NEIGHBOURS[0] + CONFIG.llc.sets * way
-    for way in range(1, max(CONFIG.l1.ways + CONFIG.l2.ways, CONFIG.llc.ways) + 3)
+    NEIGHBOURS[0] + CONFIG.llc.sets * way for way in range(1, max(CONFIG.l1.ways + CONFIG.l2.ways, CONFIG.llc.ways) + 3)
 ]
 LINES = [*NEIGHBOURS, *RIVALS]
 
@@ -171,7 +170,7 @@ def assert_covered(counters: dict[str, int]) -> None:
     for path, least in {
         "root_complex.inbound.write_partial_lines": 1000,
         "llc.device_write_update": 1000,
-        "llc.device_write_allocate": 50,
+        "llc.device_write_allocate": 20,
         "llc.probes_sent": 1000,
         "llc.core_misses": 500,
         "llc.evict_dirty": 500,
@@ -470,7 +469,7 @@ def test_cores_and_a_device_on_a_few_lines(dma_machine):
 def test_a_planted_fault_is_found(dma_machine, fault):
     """By the engine, when a core reads what it should not; what the device reads is checked here."""
     try:
-        run = DeviceRun(NativeEngine(dma_machine), operations=1000, orders=600, seed=2, faults=(fault,))
+        run = DeviceRun(NativeEngine(dma_machine), operations=3000, orders=1500, seed=2, faults=(fault,))
     except CoherenceError as error:
         assert "core" in str(error) and "expected" in str(error)
     else:

@@ -13,7 +13,6 @@ import pytest
 
 from hw.bus.core import OperationKind as K
 from hw.bus.tilelink import LINE_BYTES
-from hw.config import load_machine
 from hw.mem.dram_timing import DramCommand
 from hw.memory_map import BAR0_BASE, BAR3_BASE, BAR3_BYTES
 from hw.nic.registers import REG
@@ -25,13 +24,12 @@ HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from stopwatch import REST, Stopwatch  # noqa: E402
+from stopwatch import REST, Stopwatch, undisturbed  # noqa: E402
 from walk import Walk  # noqa: E402
 
 from sim.bare_metal import BareMetal  # noqa: E402
 
 MACHINES = ("tiny", "teaching")
-WITHOUT_PREFETCHERS = ("l2.prefetch_adjacent=false", "l2.prefetch_stream=false")
 #: Core cycles by which the repetitions of a measurement differ: over a period of the clocks' pattern on either
 #: machine (core to uncore repeats after 1 or 5 core cycles, core to DRAM after 5, core to card after 2 or 48).
 PHASES = range(0, 48, 3)
@@ -39,7 +37,7 @@ PHASES = range(0, 48, 3)
 
 @pytest.fixture(scope="module", params=MACHINES)
 def config(request):
-    return load_machine(request.param, WITHOUT_PREFETCHERS)
+    return undisturbed(request.param)
 
 
 @pytest.fixture(scope="module")

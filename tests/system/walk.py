@@ -90,8 +90,8 @@ class Walk:
         was accepted; it leaves one cycle later. In the other core's L2 it passes stages 0 and 1, and is offered to
         the L1 in the next cycle: 2. There it passes stages 0, 1 and 2, and the ProbeAck is offered one cycle after the
         last: 3. The L2 takes it in a pass of its own, and sends it on likewise: 3. Then the second pass in the last
-        level: chosen, decided, pushed (one cycle each), and the Grant leaves 3 cycles after. A dirty line came back with the ProbeAck, and goes into the cache
-        first: one cycle.
+        level: chosen, decided, pushed (one cycle each), and the Grant leaves 3 cycles after. A dirty line came back with
+        the ProbeAck, and goes into the cache first: one cycle.
         """
         probe = self.acquire(issue) + self.config.llc.latency - 3 + 1
         answer = self.cross(probe, "uncore", "core") + 2 + 3 + 3
