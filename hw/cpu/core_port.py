@@ -469,6 +469,9 @@ class CorePort(wiring.Component):
             combining.write.line.eq(self._line),
             combining.write.mask.eq(Mux(self._is(OperationKind.CLFLUSH), 0, self._lane_mask)),
             combining.write.data.eq(self._lane_data),
+            combining.position.eq(self.window.position),
+            combining.occupied.eq(~order.idle),
+            combining.oldest.eq(order.oldest),
             combining.flush.eq(self._go & ends_combining),
         ]
 

@@ -10,6 +10,8 @@ from hw.bus.memory import NonCachedPort, NonCachedWrite
 from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES
 from hw.lib.ram import RAM
 
+from .reorder_window import POSITION_WIDTH
+
 __all__ = ["WriteCombining"]
 
 
@@ -19,6 +21,8 @@ class WriteCombining(wiring.Component):
     A line is closed when it is full, when ``flush`` says so, when an operation wants the line itself, or when it is
     the next to be reused and another line wants a place; they are reused in turn. A store to a line that is closed
     waits until it is visible. A flush of a line (CLFLUSH) takes a place, closed from the start.
+
+    A closed line leaves when every load before its last store is complete (the store has retired).
 
     A line closed at edge t is offered at t + 2 at the earliest. The done tokens come in the order of the writes.
 
@@ -37,6 +41,9 @@ class WriteCombining(wiring.Component):
         request: ``In(1)``, ``write`` wants to enter; it may be given up.
         write: ``In(NonCachedWrite)``, data in the byte lanes; an empty mask is a flush.
         accept: ``Out(1)``, it enters at this edge.
+        position: ``In(18)``, of the operation in the reorder window.
+        occupied: ``In(1)``, a load is in flight.
+        oldest: ``In(18)``, its position.
         flush: ``In(1)``, close every line.
         empty: ``Out(1)``, everything is visible.
         port: ``Out(NonCachedPort())``.
@@ -56,6 +63,9 @@ class WriteCombining(wiring.Component):
                 "request": In(1),
                 "write": In(NonCachedWrite),
                 "accept": Out(1),
+                "position": In(POSITION_WIDTH),
+                "occupied": In(1),
+                "oldest": In(POSITION_WIDTH),
                 "flush": In(1),
                 "empty": Out(1),
                 "port": Out(NonCachedPort()),
@@ -64,6 +74,8 @@ class WriteCombining(wiring.Component):
         )
         self.rows = RAM(width=LINE_BITS, depth=depth, lanes=LINE_BYTES, domain=domain)
         self._used, self._open = Signal(depth), Signal(depth)
+        # A load before the last store was in flight when that entered
+        self._speculative = Signal(depth)
         self._next = Signal(range(depth))
         self._line = [Signal(LINE_ADDRESS_WIDTH, name=f"line{slot}") for slot in range(depth)]
         self._mask = [Signal(LINE_BYTES, name=f"mask{slot}") for slot in range(depth)]
@@ -73,6 +85,7 @@ class WriteCombining(wiring.Component):
         m = Module()
         sync = m.d[self.domain]
         entering, closing = self._enter(m)
+        retiring = self._retire(m, entering)
         freed, moving = self._send(m)
 
         with m.If((entering | freed).any()):
@@ -81,7 +94,7 @@ class WriteCombining(wiring.Component):
             sync += self._open.eq((self._open | entering) & ~closing)
         m.d.comb += [
             self.empty.eq(~self._used.any()),
-            self.quiet.eq(~(self.accept | (closing & self._open).any() | moving)),
+            self.quiet.eq(~(self.accept | ((closing & self._open) | retiring).any() | moving)),
         ]
         return m
 
@@ -131,6 +144,22 @@ class WriteCombining(wiring.Component):
         m.d.comb += self.rows.write_data.eq(write.data)
         return entering, closing
 
+    def _retire(self, m, entering):
+        """Returns, by slot, where the last load that the last store waits for has gone."""
+        retiring = Signal(self.depth)
+        positions = [Signal(POSITION_WIDTH, name=f"position{slot}") for slot in range(self.depth)]
+        for slot, position in enumerate(positions):
+            with m.If(entering[slot]):
+                m.d[self.domain] += position.eq(self.position)
+        with m.If(self._speculative.any()):
+            # Modulo their width; the oldest load is never half of that away
+            younger = Cat(~(self.oldest - position)[POSITION_WIDTH - 1] for position in positions)
+            m.d.comb += retiring.eq(self._speculative & (younger | ~self.occupied.replicate(self.depth)))
+        with m.If((entering | retiring).any()):
+            new = Mux(self.occupied, entering, 0)
+            m.d[self.domain] += self._speculative.eq((self._speculative & ~retiring) | new)
+        return retiring
+
     def _send(self, m):
         """Offer closed lines one after the other; returns the slot freed, and whether anything happens."""
         sync, port = m.d[self.domain], self.port
@@ -139,7 +168,7 @@ class WriteCombining(wiring.Component):
         sending = Signal()
         slot = Signal(range(self.depth))
         m.d.comb += [
-            unsent.eq(self._used & ~self._open & ~sent),
+            unsent.eq(self._used & ~(self._open | self._speculative | sent)),
             sending.eq(unsent.any() & (~port.write.valid | port.write.ready)),
             self.rows.read_enable.eq(sending),
             self.rows.read_address.eq(slot),
