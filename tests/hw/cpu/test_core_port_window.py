@@ -234,8 +234,10 @@ def test_a_load_that_waits_takes_the_bytes_of_the_store_before_it():
     bench.push(Kind.STORE, address=0x1000, size=8, data=0x1111)
     second = bench.push(Kind.LOAD, address=0x1000, size=4, after=first)
     bench.push(Kind.STORE, address=0x1000, size=8, data=0x2222)
+    third = bench.push(Kind.LOAD, address=0x1000, size=8)
     bench.run()
-    assert (second.issued, second.result) == (3, 0x1111)
+    assert (second.issued, second.result, third.result) == (3, 0x1111, 0x2222)
+    assert third.completed == third.issued + HIT < first.completed
     assert second.completed == first.completed + HIT
     assert len(at(bench.cache.log, "load")) == 1
 
