@@ -321,6 +321,9 @@ class CorePort(wiring.Component):
         m.d.comb += [lanes.offset.eq(address.offset), lanes.size.eq(operation.size), self._lane_mask.eq(lanes.mask)]
         with m.If(self._go & self._is(OperationKind.STORE, OperationKind.STORE_NT)):
             m.d.comb += self._lane_data.eq(operation.data << (address.offset << 3))
+        with m.Else():
+            # Anything but a constant, see ReservationStation
+            m.d.comb += self._lane_data.eq(operation.data)
 
     def _translate(self, m):
         operation, port, loads = self._operation, self.translate, self.load_unit

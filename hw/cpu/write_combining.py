@@ -78,7 +78,7 @@ class WriteCombining(wiring.Component):
         self._speculative = Signal(depth)
         self._next = Signal(range(depth))
         self._line = [Signal(LINE_ADDRESS_WIDTH, name=f"line{slot}") for slot in range(depth)]
-        self._mask = [Signal(LINE_BYTES, name=f"mask{slot}") for slot in range(depth)]
+        self._masks = Memory(shape=LINE_BYTES, depth=depth, init=[])
 
     def elaborate(self, platform):
         """Elaborate."""
@@ -101,14 +101,22 @@ class WriteCombining(wiring.Component):
     def _enter(self, m):
         """Returns, by slot, which a write enters and which are closed."""
         sync, write, slots = m.d[self.domain], self.write, range(self.depth)
+        # What comparisons give while nobody searches does not matter; a constant there would make a compiled model
+        # compute them always and mask the result.
         same = Signal(self.depth)
         with m.If(self.search):
             m.d.comb += same.eq(self._used & Cat(line == self.search_line for line in self._line))
-        m.d.comb += self.conflict.eq(same.any())
+        with m.Else():
+            m.d.comb += same.eq(self._used)
+        m.d.comb += self.conflict.eq(self.search & same.any())
 
         next_slot, target = Signal(self.depth), Signal(self.depth)
         entering, closing = Signal(self.depth), Signal(self.depth)
-        combine, flushes, full = Signal(), Signal(), Signal()
+        combine, flushes = Signal(), Signal()
+        slot = Signal(range(self.depth))
+        mask = Signal(LINE_BYTES)
+        m.submodules.masks = self._masks
+        old_mask, new_mask = self._masks.read_port(domain="comb"), self._masks.write_port(domain=self.domain)
         with m.If(self.request):
             m.d.comb += [
                 next_slot.eq(1 << self._next),
@@ -121,12 +129,10 @@ class WriteCombining(wiring.Component):
             m.d.comb += entering.eq(target)
             with m.If(~combine):
                 sync += self._next.eq(Mux(self._next == self.depth - 1, 0, self._next + 1))
-            for slot in slots:
-                with m.If(target[slot]):
-                    mask = Mux(combine, self._mask[slot], 0) | write.mask
-                    sync += [self._line[slot].eq(write.line), self._mask[slot].eq(mask)]
-                    m.d.comb += full.eq(mask.all())
-            m.d.comb += closing.eq(Mux(full | flushes, target, 0))
+            for index in slots:
+                with m.If(target[index]):
+                    sync += self._line[index].eq(write.line)
+            m.d.comb += closing.eq(Mux(mask.all() | flushes, target, 0))
         with m.Elif(self.request):
             # In the way: what it has of this line, else what it must make room for
             m.d.comb += closing.eq(Mux(same.any(), same, next_slot))
@@ -138,10 +144,21 @@ class WriteCombining(wiring.Component):
         m.submodules.rows = self.rows
         with m.If(self.accept):
             m.d.comb += self.rows.write_enable.eq(write.mask)
-            for slot in slots:
-                with m.If(target[slot]):
-                    m.d.comb += self.rows.write_address.eq(slot)
-        m.d.comb += self.rows.write_data.eq(write.data)
+        with m.If(combine):
+            for index in slots:
+                with m.If(same[index]):
+                    m.d.comb += slot.eq(index)
+        with m.Else():
+            m.d.comb += slot.eq(self._next)
+        m.d.comb += [
+            self.rows.write_address.eq(slot),
+            self.rows.write_data.eq(write.data),
+            old_mask.addr.eq(slot),
+            mask.eq(Mux(combine, old_mask.data, 0) | write.mask),
+            new_mask.en.eq(self.accept),
+            new_mask.addr.eq(slot),
+            new_mask.data.eq(mask),
+        ]
         return entering, closing
 
     def _retire(self, m, entering):
@@ -151,10 +168,13 @@ class WriteCombining(wiring.Component):
         for slot, position in enumerate(positions):
             with m.If(entering[slot]):
                 m.d[self.domain] += position.eq(self.position)
+        younger = Signal(self.depth)
         with m.If(self._speculative.any()):
             # Modulo their width; the oldest load is never half of that away
-            younger = Cat(~(self.oldest - position)[POSITION_WIDTH - 1] for position in positions)
-            m.d.comb += retiring.eq(self._speculative & (younger | ~self.occupied.replicate(self.depth)))
+            m.d.comb += younger.eq(Cat(~(self.oldest - position)[POSITION_WIDTH - 1] for position in positions))
+        with m.Else():
+            m.d.comb += younger.eq(self._used)
+        m.d.comb += retiring.eq(self._speculative & Mux(self.occupied, younger, self._used))
         with m.If((entering | retiring).any()):
             new = Mux(self.occupied, entering, 0)
             m.d[self.domain] += self._speculative.eq((self._speculative & ~retiring) | new)
@@ -167,7 +187,9 @@ class WriteCombining(wiring.Component):
         unsent = Signal(self.depth)
         sending = Signal()
         slot = Signal(range(self.depth))
+        sent_mask = self._masks.read_port(domain="comb")
         m.d.comb += [
+            sent_mask.addr.eq(slot),
             unsent.eq(self._used & ~(self._open | self._speculative | sent)),
             sending.eq(unsent.any() & (~port.write.valid | port.write.ready)),
             self.rows.read_enable.eq(sending),
@@ -176,14 +198,11 @@ class WriteCombining(wiring.Component):
         ]
         with m.If(sending):
             m.d.comb += chosen.eq(unsent & -unsent)
-            sync += port.write.valid.eq(1)
+            sync += [port.write.valid.eq(1), port.write.payload.mask.eq(sent_mask.data)]
             for index in range(self.depth):
                 with m.If(chosen[index]):
                     m.d.comb += slot.eq(index)
-                    sync += [
-                        port.write.payload.line.eq(self._line[index]),
-                        port.write.payload.mask.eq(self._mask[index]),
-                    ]
+                    sync += port.write.payload.line.eq(self._line[index])
         with m.Elif(port.write.ready):
             sync += port.write.valid.eq(0)
 
