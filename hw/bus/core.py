@@ -107,7 +107,8 @@ class CoreHost(wiring.Signature):
     * ``visible``: this core's oldest STORE or ATOMIC that is not visible yet becomes so after this edge;
     * ``completion_valid``: the operation in ``completion`` completed;
     * ``interrupt_taken``: an interrupt was taken; no operation is accepted at this edge;
-    * ``fault``: operation ``fault_id``, not issued yet, addresses a page that is not present; the core stays there.
+    * ``fault``: operation ``fault_id``, not issued yet unless it is a LOAD that waited for another, addresses a page
+      that is not present; the core stays there.
     """
 
     def __init__(self):

@@ -321,6 +321,9 @@ class CorePort(wiring.Component):
         m.d.comb += [lanes.offset.eq(address.offset), lanes.size.eq(operation.size), self._lane_mask.eq(lanes.mask)]
         with m.If(self._go & self._is(OperationKind.STORE, OperationKind.STORE_NT)):
             m.d.comb += self._lane_data.eq(operation.data << (address.offset << 3))
+        with m.Else():
+            # Anything but a constant, see ReservationStation
+            m.d.comb += self._lane_data.eq(operation.data)
 
     def _translate(self, m):
         operation, port, loads = self._operation, self.translate, self.load_unit
@@ -469,6 +472,9 @@ class CorePort(wiring.Component):
             combining.write.line.eq(self._line),
             combining.write.mask.eq(Mux(self._is(OperationKind.CLFLUSH), 0, self._lane_mask)),
             combining.write.data.eq(self._lane_data),
+            combining.position.eq(self.window.position),
+            combining.occupied.eq(~order.idle),
+            combining.oldest.eq(order.oldest),
             combining.flush.eq(self._go & ends_combining),
         ]
 

@@ -113,9 +113,13 @@ class PollUnit(wiring.Component):
         first, interval = Signal(NOW_WIDTH), Signal(16)
         with m.If(self.start):
             sync += [first.eq(self.now), interval.eq(self.interval)]
+        at = Signal(NOW_WIDTH)
         with m.If(schedule):
-            at = Signal(NOW_WIDTH)
             m.d.comb += at.eq(self.now + interval - (self.now - first)[:32] % interval)
+        with m.Else():
+            # Anything but a constant, see ReservationStation
+            m.d.comb += at.eq(next_look.deadline)
+        with m.If(schedule):
             sync += [next_look.armed.eq(at < give_up.deadline), next_look.deadline.eq(at)]
 
         # From look to look

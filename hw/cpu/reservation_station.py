@@ -86,27 +86,36 @@ class ReservationStation(wiring.Component):
         after = [Signal(OP_ID_WIDTH, name=f"after{index}") for index in slots]
         m.d.comb += self.full.eq(used.all())
         with m.If(self.push):
-            m.d.comb += [free.eq(~used & (used + 1)), slot.eq(_index(free))]
+            m.d.comb += free.eq(~used & (used + 1))
             for index in slots:
                 with m.If(free[index]):
                     sync += [older[index].eq(used), after[index].eq(self.after)]
                 with m.Else():
                     sync += older[index].eq(older[index] & ~free)
 
-        # Wake up
+        # Wake up. What comparisons and choices give while nobody asks does not matter; a constant there would make a
+        # compiled model compute them always and mask the result.
         waiting, woken, ready = Signal(self.depth), Signal(self.depth), Signal(self.depth)
-        settling = Signal(self.depth)
-        with m.If(self.complete & waiting.any()):
-            m.d.comb += woken.eq(waiting & Cat(each == self.complete_id for each in after))
-        m.d.comb += [ready.eq((used & ~waiting & ~settling) | (woken & ~settling)), self.valid.eq(ready.any())]
+        settling, matching = Signal(self.depth), Signal(self.depth)
+        wakes = Signal()
+        m.d.comb += wakes.eq(self.complete & waiting.any())
+        with m.If(wakes):
+            m.d.comb += matching.eq(Cat(each == self.complete_id for each in after))
+        with m.Else():
+            m.d.comb += matching.eq(waiting)
+        m.d.comb += [
+            woken.eq(Mux(wakes, matching & waiting, 0)),
+            ready.eq(((used & ~waiting) | woken) & ~settling),
+            self.valid.eq(ready.any()),
+        ]
 
         # Offer the oldest, unless another has been offered
         offered, offered_slot = Signal(), Signal(range(self.depth))
         chosen = Signal(range(self.depth))
-        with m.If(offered):
-            m.d.comb += chosen.eq(offered_slot)
-        with m.Elif(self.valid):
+        with m.If(self.valid & ~offered):
             m.d.comb += chosen.eq(_index(Cat(ready[i] & ~(older[i] & ready).any() for i in slots)))
+        with m.Else():
+            m.d.comb += chosen.eq(offered_slot)
         sync += offered.eq(self.valid & ~self.take)
         with m.If(self.valid & ~offered):
             sync += offered_slot.eq(chosen)
@@ -122,9 +131,12 @@ class ReservationStation(wiring.Component):
             self.load.eq(read.data),
         ]
         m.submodules.lines = self.lines
-        settling_slot = Signal(ceil_log2(self.depth))
+        settling_slot = Signal(range(self.depth))
         with m.If(self.push):
+            m.d.comb += slot.eq(_index(free))
             sync += settling_slot.eq(slot)
+        with m.Else():
+            m.d.comb += slot.eq(settling_slot)
         with m.If(self.push | settling.any()):
             sync += settling.eq(Mux(self.push & self.entry.forwarded, free, 0))
         m.d.comb += [

@@ -135,7 +135,7 @@ class StoreBuffer(wiring.Component):
         m.d.comb += self.overlap.eq(near & hits.any())
         with m.If(self.overlap):
             # The ring goes down: entries above the tail are younger than the others; among either, the lower is.
-            recent = hits & ~((Const(2) << tail) - 1)
+            recent = hits & ~(Const((1 << self.depth) - 1) >> (self.depth - 1 - tail)[: len(tail)])
             candidates = Mux(recent.any(), recent, hits)
             m.d.comb += [
                 youngest.eq(candidates & -candidates),

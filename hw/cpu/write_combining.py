@@ -10,6 +10,8 @@ from hw.bus.memory import NonCachedPort, NonCachedWrite
 from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES
 from hw.lib.ram import RAM
 
+from .reorder_window import POSITION_WIDTH
+
 __all__ = ["WriteCombining"]
 
 
@@ -19,6 +21,8 @@ class WriteCombining(wiring.Component):
     A line is closed when it is full, when ``flush`` says so, when an operation wants the line itself, or when it is
     the next to be reused and another line wants a place; they are reused in turn. A store to a line that is closed
     waits until it is visible. A flush of a line (CLFLUSH) takes a place, closed from the start.
+
+    A closed line leaves when every load before its last store is complete (the store has retired).
 
     A line closed at edge t is offered at t + 2 at the earliest. The done tokens come in the order of the writes.
 
@@ -37,6 +41,9 @@ class WriteCombining(wiring.Component):
         request: ``In(1)``, ``write`` wants to enter; it may be given up.
         write: ``In(NonCachedWrite)``, data in the byte lanes; an empty mask is a flush.
         accept: ``Out(1)``, it enters at this edge.
+        position: ``In(18)``, of the operation in the reorder window.
+        occupied: ``In(1)``, a load is in flight.
+        oldest: ``In(18)``, its position.
         flush: ``In(1)``, close every line.
         empty: ``Out(1)``, everything is visible.
         port: ``Out(NonCachedPort())``.
@@ -56,6 +63,9 @@ class WriteCombining(wiring.Component):
                 "request": In(1),
                 "write": In(NonCachedWrite),
                 "accept": Out(1),
+                "position": In(POSITION_WIDTH),
+                "occupied": In(1),
+                "oldest": In(POSITION_WIDTH),
                 "flush": In(1),
                 "empty": Out(1),
                 "port": Out(NonCachedPort()),
@@ -64,15 +74,18 @@ class WriteCombining(wiring.Component):
         )
         self.rows = RAM(width=LINE_BITS, depth=depth, lanes=LINE_BYTES, domain=domain)
         self._used, self._open = Signal(depth), Signal(depth)
+        # A load before the last store was in flight when that entered
+        self._speculative = Signal(depth)
         self._next = Signal(range(depth))
         self._line = [Signal(LINE_ADDRESS_WIDTH, name=f"line{slot}") for slot in range(depth)]
-        self._mask = [Signal(LINE_BYTES, name=f"mask{slot}") for slot in range(depth)]
+        self._masks = Memory(shape=LINE_BYTES, depth=depth, init=[])
 
     def elaborate(self, platform):
         """Elaborate."""
         m = Module()
         sync = m.d[self.domain]
         entering, closing = self._enter(m)
+        retiring = self._retire(m, entering)
         freed, moving = self._send(m)
 
         with m.If((entering | freed).any()):
@@ -81,21 +94,29 @@ class WriteCombining(wiring.Component):
             sync += self._open.eq((self._open | entering) & ~closing)
         m.d.comb += [
             self.empty.eq(~self._used.any()),
-            self.quiet.eq(~(self.accept | (closing & self._open).any() | moving)),
+            self.quiet.eq(~(self.accept | ((closing & self._open) | retiring).any() | moving)),
         ]
         return m
 
     def _enter(self, m):
         """Returns, by slot, which a write enters and which are closed."""
         sync, write, slots = m.d[self.domain], self.write, range(self.depth)
+        # What comparisons give while nobody searches does not matter; a constant there would make a compiled model
+        # compute them always and mask the result.
         same = Signal(self.depth)
         with m.If(self.search):
             m.d.comb += same.eq(self._used & Cat(line == self.search_line for line in self._line))
-        m.d.comb += self.conflict.eq(same.any())
+        with m.Else():
+            m.d.comb += same.eq(self._used)
+        m.d.comb += self.conflict.eq(self.search & same.any())
 
         next_slot, target = Signal(self.depth), Signal(self.depth)
         entering, closing = Signal(self.depth), Signal(self.depth)
-        combine, flushes, full = Signal(), Signal(), Signal()
+        combine, flushes = Signal(), Signal()
+        slot = Signal(range(self.depth))
+        mask = Signal(LINE_BYTES)
+        m.submodules.masks = self._masks
+        old_mask, new_mask = self._masks.read_port(domain="comb"), self._masks.write_port(domain=self.domain)
         with m.If(self.request):
             m.d.comb += [
                 next_slot.eq(1 << self._next),
@@ -108,12 +129,10 @@ class WriteCombining(wiring.Component):
             m.d.comb += entering.eq(target)
             with m.If(~combine):
                 sync += self._next.eq(Mux(self._next == self.depth - 1, 0, self._next + 1))
-            for slot in slots:
-                with m.If(target[slot]):
-                    mask = Mux(combine, self._mask[slot], 0) | write.mask
-                    sync += [self._line[slot].eq(write.line), self._mask[slot].eq(mask)]
-                    m.d.comb += full.eq(mask.all())
-            m.d.comb += closing.eq(Mux(full | flushes, target, 0))
+            for index in slots:
+                with m.If(target[index]):
+                    sync += self._line[index].eq(write.line)
+            m.d.comb += closing.eq(Mux(mask.all() | flushes, target, 0))
         with m.Elif(self.request):
             # In the way: what it has of this line, else what it must make room for
             m.d.comb += closing.eq(Mux(same.any(), same, next_slot))
@@ -125,11 +144,41 @@ class WriteCombining(wiring.Component):
         m.submodules.rows = self.rows
         with m.If(self.accept):
             m.d.comb += self.rows.write_enable.eq(write.mask)
-            for slot in slots:
-                with m.If(target[slot]):
-                    m.d.comb += self.rows.write_address.eq(slot)
-        m.d.comb += self.rows.write_data.eq(write.data)
+        with m.If(combine):
+            for index in slots:
+                with m.If(same[index]):
+                    m.d.comb += slot.eq(index)
+        with m.Else():
+            m.d.comb += slot.eq(self._next)
+        m.d.comb += [
+            self.rows.write_address.eq(slot),
+            self.rows.write_data.eq(write.data),
+            old_mask.addr.eq(slot),
+            mask.eq(Mux(combine, old_mask.data, 0) | write.mask),
+            new_mask.en.eq(self.accept),
+            new_mask.addr.eq(slot),
+            new_mask.data.eq(mask),
+        ]
         return entering, closing
+
+    def _retire(self, m, entering):
+        """Returns, by slot, where the last load that the last store waits for has gone."""
+        retiring = Signal(self.depth)
+        positions = [Signal(POSITION_WIDTH, name=f"position{slot}") for slot in range(self.depth)]
+        for slot, position in enumerate(positions):
+            with m.If(entering[slot]):
+                m.d[self.domain] += position.eq(self.position)
+        younger = Signal(self.depth)
+        with m.If(self._speculative.any()):
+            # Modulo their width; the oldest load is never half of that away
+            m.d.comb += younger.eq(Cat(~(self.oldest - position)[POSITION_WIDTH - 1] for position in positions))
+        with m.Else():
+            m.d.comb += younger.eq(self._used)
+        m.d.comb += retiring.eq(self._speculative & Mux(self.occupied, younger, self._used))
+        with m.If((entering | retiring).any()):
+            new = Mux(self.occupied, entering, 0)
+            m.d[self.domain] += self._speculative.eq((self._speculative & ~retiring) | new)
+        return retiring
 
     def _send(self, m):
         """Offer closed lines one after the other; returns the slot freed, and whether anything happens."""
@@ -138,8 +187,10 @@ class WriteCombining(wiring.Component):
         unsent = Signal(self.depth)
         sending = Signal()
         slot = Signal(range(self.depth))
+        sent_mask = self._masks.read_port(domain="comb")
         m.d.comb += [
-            unsent.eq(self._used & ~self._open & ~sent),
+            sent_mask.addr.eq(slot),
+            unsent.eq(self._used & ~(self._open | self._speculative | sent)),
             sending.eq(unsent.any() & (~port.write.valid | port.write.ready)),
             self.rows.read_enable.eq(sending),
             self.rows.read_address.eq(slot),
@@ -147,14 +198,11 @@ class WriteCombining(wiring.Component):
         ]
         with m.If(sending):
             m.d.comb += chosen.eq(unsent & -unsent)
-            sync += port.write.valid.eq(1)
+            sync += [port.write.valid.eq(1), port.write.payload.mask.eq(sent_mask.data)]
             for index in range(self.depth):
                 with m.If(chosen[index]):
                     m.d.comb += slot.eq(index)
-                    sync += [
-                        port.write.payload.line.eq(self._line[index]),
-                        port.write.payload.mask.eq(self._mask[index]),
-                    ]
+                    sync += port.write.payload.line.eq(self._line[index])
         with m.Elif(port.write.ready):
             sync += port.write.valid.eq(0)
 

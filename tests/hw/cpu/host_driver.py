@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import ClockDomain, Elaboratable, Module
+from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal, Value
 from amaranth.sim import Simulator
 
 from hw.bus.core import OperationKind as Kind
@@ -195,6 +196,52 @@ class Machine(Elaboratable):
         return m
 
 
+class _Context:
+    """A simulator's context that sets an input only when it changes, since the design settles each time."""
+
+    def __init__(self, ctx):
+        self.get, self.tick, self._set = ctx.get, ctx.tick, ctx.set
+        self._last: dict[int, Any] = {}
+
+    def set(self, target, value) -> None:
+        signal = Value.cast(target)
+        if not isinstance(signal, Signal):
+            self._set(target, value)
+        elif id(signal) not in self._last or self._last[id(signal)] != value:
+            self._last[id(signal)] = value
+            self._set(target, value)
+
+
+class _Simulation:
+    """A machine made ready for simulation, once for all benches of a configuration."""
+
+    made: dict[str, "_Simulation"] = {}
+
+    def __init__(self, config: MachineConfig):
+        self.machine = Machine(config)
+        self.testbench: Callable[[Any], Awaitable[None]] | None = None
+        self.simulator = Simulator(self.machine)
+        self.simulator.add_clock(1e-9, domain=DOMAIN)
+        self.simulator.add_testbench(self._run)
+
+    async def _run(self, ctx) -> None:
+        assert self.testbench is not None
+        await self.testbench(_Context(ctx))
+
+    def run(self, testbench: Callable[[Any], Awaitable[None]]) -> None:
+        """From the initial state."""
+        if self.testbench is not None:
+            self.simulator.reset()
+        self.testbench = testbench
+        self.simulator.run()
+
+    @classmethod
+    def of(cls, config: MachineConfig) -> "_Simulation":
+        if repr(config) not in cls.made:
+            cls.made[repr(config)] = cls(config)
+        return cls.made[repr(config)]
+
+
 class CoreBench:
     """A core port and its interrupt controller between a host and everything else.
 
@@ -211,9 +258,9 @@ class CoreBench:
         def of(prefix: str) -> dict[str, Any]:
             return {key.removeprefix(prefix): options.pop(key) for key in list(options) if key.startswith(prefix)}
 
-        self.machine = Machine(config)
-        port = self.machine.port
-        self.port = port
+        self.simulation = _Simulation.of(config)
+        self.machine = self.simulation.machine
+        self.port = port = self.machine.port
         self.host = HostDriver(port.host)
         self.device = DeviceDouble(port.mmio, seed, **of("device_"))
         self.mmu = MmuDouble(port.translate, seed, **of("mmu_"))
@@ -263,10 +310,7 @@ class CoreBench:
                 self.around.sample(ctx, now)
                 await ctx.tick(DOMAIN)
 
-        simulator = Simulator(self.machine)
-        simulator.add_clock(1e-9, domain=DOMAIN)
-        simulator.add_testbench(testbench)
-        simulator.run()
+        self.simulation.run(testbench)
         assert finished or not drain, f"not done after {cycles} edges; issued {len(self.host.issued)}"
 
     def _drive(self, ctx, now: int) -> None:

@@ -222,7 +222,7 @@ class MmuDouble:
         hit = bool(valid) and (self.known is None or page in self.known)
         fault = bool(valid) and page in self.absent and self._asked is not None and self._asked[0] == page
         ctx.set(self.port.hit, hit)
-        ctx.set(self.port.frame, page & FRAME_MASK if hit else random.Random(now).getrandbits(28))
+        ctx.set(self.port.frame, page & FRAME_MASK if hit else FRAME_MASK & 0xDEADBEEF)
         ctx.set(self.port.fault, fault and self._asked is not None and self._asked[1] <= now)
 
     def sample(self, ctx, now: int) -> None:

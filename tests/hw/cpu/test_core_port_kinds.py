@@ -193,6 +193,26 @@ def test_around_the_caches_waits_for_a_store_of_the_line():
         assert op.issued == at(bench.cache.log, "visible")[0] + 1
 
 
+@pytest.mark.parametrize("younger", [False, True])
+def test_around_the_caches_waits_for_earlier_loads(younger):
+    """A line that is full stays until the loads before its last store have gone, whatever follows it."""
+    bench = CoreBench(hit=0, miss=(50, 50))
+    load = bench.push(Kind.LOAD, address=0x1000, size=8, uops=1)
+    bench.push(Kind.STORE_NT, address=0x1000, size=64, data=5, uops=1)
+    if younger:
+        bench.push(Kind.LOAD, address=0x2000, size=8, uops=1)
+        bench.push(Kind.EXECUTE, cycles=30, uops=1)
+        bench.push(Kind.LOAD, address=0x2040, size=8, uops=1)
+    else:
+        bench.push(Kind.SFENCE)
+    bench.push(Kind.EXECUTE, cycles=100)
+    bench.push(Kind.CLI)
+    bench.run()
+    assert load.result == 0
+    # Complete at t; gone, or known to be the last, at t + 1; then retired; then read; then offered
+    assert at(bench.around.log, "write") == [load.completed + (4 if younger else 3)]
+
+
 def test_flush():
     bench = CoreBench()
     flush = bench.push(Kind.CLFLUSH, address=0x1008)
