@@ -439,11 +439,12 @@ class Dispatcher:
         notes = self.record.notes if only_notes else None
         completion, empty, interrupt = WakeKind.COMPLETION, WakeKind.EMPTY, WakeKind.INTERRUPT
         while stop is None or not stop():
-            self.batch += 1
             if quick:
                 wakes = engine.run_coroutines(until, contexts, self._settle, stop, notes)
             else:
                 wakes = await engine.run(until)
+            # Not before: what is queued while the engine runs is older than the wakes that it ends with.
+            self.batch += 1
             for kind, index, number, value, data in wakes:
                 if kind == completion:
                     core = cores[index]

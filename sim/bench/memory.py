@@ -198,16 +198,16 @@ def print_memory(figures: dict[str, Any], console: Console) -> None:
         table.add_row(_bytes(size), *(f"{c['cycles']:.0f} ({c['ns']:.1f})" if c else "" for c in cells))
     console.print(table)
 
-    columns = list(dict.fromkeys((s["cores"], s["prefetch"]) for s in figures["streams"]))
+    kinds = list(dict.fromkeys((s["cores"], s["prefetch"]) for s in figures["streams"]))
     table = Table(title="one 64-byte access per line, GB/s")
     table.add_column("level")
     table.add_column("pattern")
-    for cores, prefetch in columns:
+    for cores, prefetch in kinds:
         table.add_column(f"{cores} core{'s' * (cores > 1)}\nprefetch {prefetch}", justify="right")
     rates = {(s["level"], s["pattern"], s["cores"], s["prefetch"]): s["gbytes_per_s"] for s in figures["streams"]}
     for level, pattern in dict.fromkeys((s["level"], s["pattern"]) for s in figures["streams"]):
-        cells = [rates.get((level, pattern, *column)) for column in columns]
-        table.add_row(level, pattern, *(f"{rate:.1f}" if rate else "" for rate in cells))
+        values = [rates.get((level, pattern, *kind)) for kind in kinds]
+        table.add_row(level, pattern, *(f"{rate:.1f}" if rate else "" for rate in values))
     console.print(table)
 
 

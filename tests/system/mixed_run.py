@@ -7,6 +7,7 @@ import random
 import time
 from fractions import Fraction
 
+from hw.bus.core import OperationKind
 from hw.config import load_machine
 from hw.lib.time import Timer
 from hw.machine import Machine
@@ -17,8 +18,8 @@ from sw.costs import load_costs
 from sw.system import System
 
 TICKS_PER_NS = 4  # of machine tiny
-#: Tick at which :func:`beginning` ends: the driver has begun to reset the card.
-BEGINNING = 90_000
+#: Tick at which :func:`beginning` ends.
+BEGINNING = 20_000
 #: A tick before which most edges are executed, jumps or not.
 BUSY_BEGINNING = 2400
 
@@ -151,6 +152,18 @@ async def beginning(engine, *, until=BEGINNING):
     except _Reached:
         return engine.log()
     raise AssertionError("the system was up before the end of its beginning")
+
+
+async def computing(engine):
+    """The log of work of different lengths on core 0, with an access after each."""
+    context = engine.new_context()
+    engine.switch(0, context)
+    for number in range(30):
+        engine.push(context, OperationKind.EXECUTE.value, cycles=20 + 7 * number, uops=10)
+        engine.push(context, OperationKind.STORE.value, address=0x1000 + 64 * number, size=8, data=number)
+    while not any(wake.kind is WakeKind.EMPTY for wake in await engine.run(None)):
+        pass
+    return engine.log()
 
 
 # ---- Machines with a wake-up bug: they work if every edge is executed

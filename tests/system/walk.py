@@ -87,11 +87,11 @@ class Walk:
         """A load that misses the L1 and hits the last level, but the other core holds the line and may write it.
 
         The first pass pushes a Probe where an unshared line's would push the Grant, llc.latency - 3 after the Acquire
-        was accepted; it leaves one cycle later. In the other core's L2 it passes stages 0 and 1, and is offered to
-        the L1 in the next cycle: 2. There it passes stages 0, 1 and 2, and the ProbeAck is offered one cycle after the
+        was accepted; it leaves one cycle later. In the other core's L2 it passes stages 0 and 1, and is offered to the
+        L1 in the next cycle: 2. There it passes stages 0, 1 and 2, and the ProbeAck is offered one cycle after the
         last: 3. The L2 takes it in a pass of its own, and sends it on likewise: 3. Then the second pass in the last
-        level: chosen, decided, pushed (one cycle each), and the Grant leaves 3 cycles after. A dirty line came back with
-        the ProbeAck, and goes into the cache first: one cycle.
+        level: chosen, decided, pushed (one cycle each), and the Grant leaves 3 cycles after. A dirty line came back
+        with the ProbeAck, and goes into the cache first: one cycle.
         """
         probe = self.acquire(issue) + self.config.llc.latency - 3 + 1
         answer = self.cross(probe, "uncore", "core") + 2 + 3 + 3
