@@ -1,7 +1,7 @@
 """``nicscope bench core``: what the modelled core overlaps, and what it does not.
 
-Bare-metal programs on the native engine; all times are simulated ones. Loads miss the private caches and hit the last
-level (prefetchers off), so that every miss takes the same time.
+Bare-metal programs on the native engine; all times are simulated ones. Most loads miss the private caches and hit the
+last level (prefetchers off), so that every miss takes the same time.
 """
 
 import math
@@ -45,6 +45,8 @@ class _Bench:
         self.metal.settle()
         #: Addresses, those touched longest ago first.
         self.far = [line * LINE_BYTES for line in order]
+        #: An address that is in no cache.
+        self.untouched = machine.dram.size_mib << 19
 
     def cycles(self, *cores: int) -> float:
         """Run what is queued and return core cycles."""
@@ -111,15 +113,21 @@ def _window_bound(fresh: Callable[[], _Bench], machine: MachineConfig, miss: flo
 
 
 def _long_execute(fresh: Callable[[], _Bench], machine: MachineConfig) -> list[dict[str, Any]]:
-    """One miss and work that does not need it: what the work hides of the miss ends with the window."""
+    """A miss to DRAM and work that does not need it: what the work hides of the miss ends with the window."""
     alone = fresh()
-    alone.metal.touch(0, alone.far[0])
+    alone.metal.touch(0, alone.untouched)
     miss = alone.cycles(0)
     rows = []
-    for uops in (machine.core.window // 4, machine.core.window // 2, machine.core.window, 2 * machine.core.window):
+    for uops in (
+        machine.core.window // 4,
+        machine.core.window // 2,
+        machine.core.window,
+        2 * machine.core.window,
+        4 * machine.core.window,
+    ):
         bench = fresh()
-        work = math.ceil(uops / 1)  # one micro-operation a cycle: long enough to hide the whole miss
-        bench.metal.touch(0, bench.far[0])
+        work = math.ceil(uops / WIDTH)
+        bench.metal.touch(0, bench.untouched)
         bench.metal.execute(0, work, uops)
         total = bench.cycles(0)
         rows.append({"uops": uops, "cycles": work, "miss": miss, "total": total, "hidden": miss + work - total})
@@ -201,7 +209,7 @@ def print_core(figures: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
 
-    table = Table(title="one miss behind independent work")
+    table = Table(title="one miss to DRAM before independent work")
     for heading in ("uops", "work", "miss", "together", "hidden"):
         table.add_column(heading, justify="right")
     for row in figures["long_execute"]:

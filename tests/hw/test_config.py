@@ -73,7 +73,7 @@ def test_a_file_may_begin_from_a_preset(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('base = "tiny"\nname = "mine"\n[llc]\nddio_ways = 1\n')
     machine = load_machine(str(path))
-    assert (machine.name, machine.llc.ddio_ways, machine.llc.ways) == ("mine", 1, 4)
+    assert (machine.name, machine.llc.ddio_ways, machine.llc.ways) == ("mine", 1, 8)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hw.lib.observe import collect
 from hw.lib.probe import Counter
 from hw.mem.l1i import L1ICache
 
-TINY = load_machine("tiny").l1i  # 8 sets of 2 ways, 2 MSHRs
+TINY = load_machine("tiny", ["l1i.size_kib=1", "l1i.ways=2"]).l1i  # 8 sets, 2 MSHRs
 TEACHING = load_machine("teaching").l1i
 
 

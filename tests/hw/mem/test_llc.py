@@ -586,7 +586,7 @@ def test_ddio_allocates_in_its_ways_and_updates_in_place():
 
 def test_device_read_of_a_dirty_line_that_the_cache_has_evicted():
     """The owner's data go to the device and to DRAM, for the cache allocates nothing."""
-    bench = Bench("llc.ddio_ways=4")
+    bench = Bench("llc.size_kib=16", "llc.ways=4", "llc.ddio_ways=4")
     line, sets = 5, bench.config.llc.sets
     script = [None] * 100
     script += [
