@@ -208,6 +208,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
     width = {port.name: port.width for port in manifest.ports}
     cores = range(len(manifest.core_domains))
     names = [domain.name for domain in manifest.domains]
+    quiet = " | ".join(f"uint32_t{{top.quiet_{name}}} << {d}" for d, name in enumerate(names))
     lines = [
         "// Generated from the manifest.",
         "#pragma once",
@@ -239,7 +240,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         "// The same when no input but clocks and `advance` has changed: all that can happen is that registers take",
         "// new values. Verilator's own evaluation looks at every input, wide ones too, for logic that hangs on it.",
         f"void eval_clocks() {{ {DIRECT if direct else 'eval();'} }}",
-        "uint32_t quiet() const { return top.quiet; }",
+        f"uint32_t quiet() const {{ return {quiet}; }}",
         "bool wire_ready() const { return top.wire_ready; }",
         "void set_wire_valid(bool valid) { top.wire_valid = valid; }",
         "uint32_t* wire() { return &top.wire_payload[0]; }",

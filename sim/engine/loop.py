@@ -451,7 +451,7 @@ class LoopEngine:
         None, and a wake, when idle or past ``until``.
         """
         peek = self._backend.peek
-        quiet = peek("quiet")
+        quiet = sum(peek(f"quiet_{name}") << d for d, name in enumerate(self._names))
         ticks: list[int | None] = [None] * len(self._names)
         idle = True
         busy = [not quiet >> d & 1 for d in range(len(ticks))]

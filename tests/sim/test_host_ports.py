@@ -55,4 +55,4 @@ def test_outputs_depend_on_registers():
     """Planted: a MAC that is not quiet while it is offered a frame."""
     assert looking_at_inputs() == set()
     with patch("hw.nic.nic.MacReceive", LookingMac):
-        assert looking_at_inputs() == {"quiet"}
+        assert looking_at_inputs() == {"quiet_nic"}
