@@ -106,7 +106,7 @@ async def both_cores(engine, *, meddle=None):
     await system.boot()
     for packet, (time_ns, frame) in enumerate(mixed_frames(2), 1):
         engine.push_frame(frame, packet, (engine.tick + int(time_ns * TICKS_PER_NS)) // 8 + 1)
-    await system.run(engine.tick + 60_000 * TICKS_PER_NS)
+    await system.run(engine.tick + 100_000 * TICKS_PER_NS)
     return {
         "log": engine.log(),
         "delivered": delivered,
