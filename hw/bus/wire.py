@@ -1,4 +1,4 @@
-"""Frames on the Ethernet wire, as the outside hands them to the MAC."""
+"""Frames on the Ethernet wire, as the outside hands them to the MAC and the MAC to the outside."""
 
 from amaranth.lib import data, stream
 
@@ -7,7 +7,7 @@ from hw.lib.time import NOW_WIDTH
 from .memory import PACKET_WIDTH
 from .tilelink import LINE_BITS
 
-__all__ = ["FrameBeat", "PacketBeat", "PacketStream", "WireStream"]
+__all__ = ["FrameBeat", "PacketBeat", "PacketStream", "SentBeat", "SentStream", "WireStream"]
 
 
 class FrameBeat(data.Struct):
@@ -26,6 +26,24 @@ class FrameBeat(data.Struct):
 
 #: A stream of :class:`FrameBeat`.
 WireStream = stream.Signature(FrameBeat)
+
+
+class SentBeat(data.Struct):
+    """Up to 64 bytes of a frame that leave the card, destination address first, FCS included.
+
+    A beat appears for one cycle, at the edge by which its last byte has left (see
+    :class:`hw.nic.tx_mac.MacTransmit`); frames do not interleave.
+    """
+
+    data: LINE_BITS  #: byte i in bits 8i+7 : 8i; bytes past the end are zero
+    length: 16  #: bytes of the whole frame, FCS included; constant over its beats
+    first: 1
+    last: 1
+    packet: PACKET_WIDTH  #: id of the frame, counted from 1 in the order in which the card began to fetch them
+
+
+#: A stream of :class:`SentBeat`. A wire always takes what is sent. The payload counts with ``valid`` only.
+SentStream = stream.Signature(SentBeat, always_ready=True)
 
 
 class PacketBeat(data.Struct):

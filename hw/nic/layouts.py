@@ -20,6 +20,9 @@ __all__ = [
     "QueueRegisters",
     "RegisterBus",
     "RxDescriptor",
+    "SentEvent",
+    "TransmitBeat",
+    "TransmitStream",
     "register_layout",
 ]
 
@@ -113,6 +116,27 @@ class FrameEnd(data.Struct):
     length: 16  #: bytes that go to memory
     packet: PACKET_WIDTH
 
+
+class TransmitBeat(data.Struct):
+    """Up to 64 bytes of a packet on its way from the transmit packet buffer to the MAC."""
+
+    data: LINE_BITS  #: what is behind the packet in its last beat does not count
+    first: 1
+    last: 1
+    length: 16  #: bytes of the packet; constant over its beats
+    packet: PACKET_WIDTH
+    insert_fcs: 1  #: pad it and append the FCS
+
+
+class SentEvent(data.Struct):
+    """What the transmitting MAC counts at the end of a frame."""
+
+    valid: 1  #: for one cycle
+    length: 16  #: bytes of the frame, FCS included
+
+
+#: A stream of :class:`TransmitBeat`.
+TransmitStream = stream.Signature(TransmitBeat)
 
 #: What comes from the MAC cannot be held up.
 MacStream = stream.Signature(MacBeat, always_ready=True)

@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.tlp import TlpPort, TlpType
-from hw.bus.wire import WireStream
+from hw.bus.wire import SentStream, WireStream
 from hw.config import MachineConfig
 from hw.lib.time import NOW_WIDTH
 
@@ -18,6 +18,7 @@ from .registers import REG
 from .rx import Receive
 from .statistics import OctetStatistic, Statistic
 from .tlp_arbiter import TlpArbiter
+from .tx_mac import MacTransmit
 
 __all__ = ["Nic", "ResetControl"]
 
@@ -71,13 +72,15 @@ class ResetControl(wiring.Component):
 class Nic(wiring.Component):
     """The whole card, in domain ``nic``.
 
-    ``wire``: frames, see :class:`hw.nic.mac.MacReceive`. ``pcie``: one stream of TLPs each way; everything the
+    ``wire``: frames that come in, see :class:`hw.nic.mac.MacReceive`. ``wire_out``: those that go out, see
+    :class:`hw.nic.tx_mac.MacTransmit`. ``pcie``: one stream of TLPs each way; everything the
     card sends leaves in the order in which the arbiter took it, so a packet's payload goes before its
     descriptor and the descriptor before its interrupt, and a register read's answer after all of what was
     sent before.
     """
 
     wire: In(WireStream)
+    wire_out: Out(SentStream)
     pcie: Out(TlpPort())
     now: In(NOW_WIDTH)
     quiet: Out(1)
@@ -87,6 +90,7 @@ class Nic(wiring.Component):
         self.mac = MacReceive(config)
         self.packet_buffer = PacketBuffer(config.nic.packet_buffer_kib)
         self.rx = Receive(config)
+        self.tx_mac = MacTransmit(config)
         self.interrupt = Interrupts(config)
         self.registers = RegisterFile(1, config.nic.msix_vectors)
         self.control = ResetControl()
@@ -102,6 +106,7 @@ class Nic(wiring.Component):
         m.submodules.mac = mac = self.mac
         m.submodules.packet_buffer = buffer = self.packet_buffer
         m.submodules.rx = rx = self.rx
+        m.submodules.tx_mac = tx_mac = self.tx_mac
         m.submodules.interrupt = interrupt = self.interrupt
         m.submodules.registers = registers = self.registers
         m.submodules.control = control = self.control
@@ -112,7 +117,8 @@ class Nic(wiring.Component):
         wiring.connect(m, buffer.input, mac.packets)
         wiring.connect(m, buffer.end, mac.end)
         wiring.connect(m, rx.packets, buffer.output)
-        m.d.comb += [mac.now.eq(self.now), interrupt.now.eq(self.now)]
+        wiring.connect(m, wiring.flipped(self.wire_out), tx_mac.wire)
+        m.d.comb += [part.now.eq(self.now) for part in (mac, tx_mac, interrupt)]
 
         # TLPs in: completions to the receive side, requests to the registers
         incoming = self.pcie.receive
@@ -147,14 +153,14 @@ class Nic(wiring.Component):
         dma_idle = rx.idle
         m.d.comb += [
             control.dma_idle.eq(dma_idle),
-            control.drained.eq(dma_idle & rx.disabled & buffer.empty & interrupt.idle),
+            control.drained.eq(dma_idle & rx.disabled & buffer.empty & interrupt.idle & tx_mac.idle),
             mac.resetting.eq(control.resetting),
             rx.resetting.eq(control.resetting),
             rx.master.eq(control.master),
             *(part.reset.eq(control.reset) for part in (registers, rx, interrupt)),
         ]
 
-        children = (mac, buffer, rx, interrupt, registers, control, arbiter)
+        children = (mac, buffer, rx, tx_mac, interrupt, registers, control, arbiter)
         m.d.comb += self.quiet.eq(Cat(child.quiet for child in children).all())
         return m
 
@@ -167,6 +173,7 @@ class Nic(wiring.Component):
         looks = {
             mac: {n: n.upper() for n in ("rxctrl", "fctrl", "hlreg0", "rdrxctl", "maxfrs")}
             | {"ral": "RAL0", "rah": "RAH0"},
+            self.tx_mac: {"hlreg0": "HLREG0"},
             queue: {n: f"{n.upper()}0" for n in ("rdbal", "rdbah", "rdlen", "rdt", "srrctl")},
             interrupt: {n: n.upper() for n in ("eiac", "eiam", "gpie", "ivar_misc")},
         }
