@@ -1,13 +1,13 @@
 """Frames on the Ethernet wire, as the outside hands them to the MAC and the MAC to the outside."""
 
-from amaranth.lib import data, stream
+from amaranth.lib import data, enum, stream
 
 from hw.lib.time import NOW_WIDTH
 
 from .memory import PACKET_WIDTH
 from .tilelink import LINE_BITS
 
-__all__ = ["FrameBeat", "PacketBeat", "PacketStream", "SentBeat", "SentStream", "WireStream"]
+__all__ = ["FrameBeat", "PacketBeat", "PacketStream", "Rss", "RssType", "SentBeat", "SentStream", "WireStream"]
 
 
 class FrameBeat(data.Struct):
@@ -46,6 +46,26 @@ class SentBeat(data.Struct):
 SentStream = stream.Signature(SentBeat, always_ready=True)
 
 
+class RssType(enum.Enum, shape=4):
+    """What an RSS hash was computed from (datasheet section 7.1.6.2)."""
+
+    NONE = 0
+    TCP_IPV4 = 1
+    IPV4 = 2
+    TCP_IPV6 = 3
+    IPV6 = 5
+    UDP_IPV4 = 7
+    UDP_IPV6 = 8
+
+
+class Rss(data.Struct):
+    """Where receive-side scaling sends a packet, and why."""
+
+    hash: 32
+    type: RssType
+    queue: 4
+
+
 class PacketBeat(data.Struct):
     """Up to 64 bytes of a received packet inside the card."""
 
@@ -54,6 +74,7 @@ class PacketBeat(data.Struct):
     last: 1
     length: 16  #: bytes of the packet as it goes to memory; valid with ``last`` inside the MAC, always after the buffer
     packet: PACKET_WIDTH
+    rss: Rss  #: constant over the packet's beats behind the buffer
     discard: 1  #: valid with ``last``: the frame is bad and must leave no trace in the packet buffer
 
 
