@@ -118,6 +118,11 @@ class Manifest:
     sent_beat: Layout  #: of ``wire_out_payload``; without fields when nothing is sent
     ports: tuple[Port, ...]
 
+    @property
+    def sends(self) -> bool:
+        """Whether the card can send frames."""
+        return bool(self.sent_beat.fields)
+
     def domain_number(self, name: str) -> int:
         """Number of a domain."""
         return [domain.name for domain in self.domains].index(name)
