@@ -21,7 +21,7 @@ from sim.engine.engine import Engine, Jump
 from sim.observe.log import EventLog
 from sim.observe.waves import gtkwave_view
 from sim.result import FUNCTION_MASK, Fate, Observation, summarise
-from sim.wire.capture import read_capture, write_capture
+from sim.wire.capture import Captured, Direction, read_capture, write_capture
 from sim.wire.frames import (
     FCS_BYTES,
     GENERATOR_PORT,
@@ -39,7 +39,7 @@ from sw.costs import load_costs
 from sw.port import WakeKind
 from sw.system import System
 
-__all__ = ["Experiment", "Traffic", "observe"]
+__all__ = ["Experiment", "Traffic", "captured", "observe"]
 
 #: UDP ports a receiving program listens on: the generator's, DNS and memcached.
 PORTS = (GENERATOR_PORT, 53, 11211)
@@ -212,14 +212,32 @@ class Experiment:
         if self.waves:
             (self.out / "waves.gtkw").write_text(gtkwave_view(EventLog(observation.manifest, observation.log)))
         ns_per_tick = Fraction(10**9, self.machine.ticks_per_second)
-        arrived = [(fate.arrived_tick, fate) for fate in fates if fate.arrived_tick is not None]
-        write_capture(
-            self.out / "wire.pcapng",
-            (
-                (tick * ns_per_tick, self.traffic.frames[fate.packet - 1].data, fate.told(ns_per_tick))
-                for tick, fate in sorted(arrived, key=lambda pair: pair[0])
-            ),
-        )
+        write_capture(self.out / "wire.pcapng", captured(fates, self.traffic.frames, observation.sent, ns_per_tick))
+
+
+def captured(
+    fates: Sequence[Fate],
+    frames: Sequence[Frame],
+    sent: Sequence[tuple[int, int, bytes]],
+    ns_per_tick: Fraction,
+) -> list[Captured]:
+    """What passed the card's port, both ways, when its last bit did.
+
+    Arguments:
+        fates: of the packets that were offered.
+        frames: those packets, in the order of their ids.
+        sent: tick, id and bytes (FCS included) of each frame that the card sent.
+    """
+    into = [
+        Captured(fate.arrived_tick * ns_per_tick, frames[fate.packet - 1].data, fate.told(ns_per_tick))
+        for fate in fates
+        if fate.arrived_tick is not None
+    ]
+    out_of = [
+        Captured(tick * ns_per_tick, data[:-FCS_BYTES], f"sent packet {packet}", Direction.OUTBOUND)
+        for tick, packet, data in sent
+    ]
+    return sorted(into + out_of, key=lambda frame: frame.time_ns)
 
 
 def _status(console: Console | None, text: str) -> Any:
@@ -266,6 +284,7 @@ async def observe(
         ConfigError: when the software cannot be set up on this machine.
     """
     begin = time.monotonic()
+    engine.keep_transmitted()
     account = _Account()
     system = _system(engine, machine, ring, account)
     await system.boot()
@@ -309,6 +328,7 @@ async def observe(
         tags=tags,
         functions=functions,
         delivered={written[index]: handle for index, handle in account.delivered.items()},
+        sent=engine.transmitted(),
         dropped={
             **_dropped_by_card(engine),
             **{written[index]: reason for index, reason in account.dropped.items()},

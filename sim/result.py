@@ -55,6 +55,7 @@ class Observation:
     functions: Sequence[str]
     delivered: Mapping[int, int]  #: packet id -> handle of the first operation after recv returned it
     dropped: Mapping[int, str]  #: packet id -> reason, hardware and software
+    sent: Sequence[tuple[int, int, bytes]]  #: by the card: tick at which its last bit left, id, bytes with FCS
     polls: int  #: calls of the driver's poll function
     counters: Mapping[str, int]
     cycles: Mapping[str, int]  #: edges per domain, skipped ones included
