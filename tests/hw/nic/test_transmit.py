@@ -109,8 +109,8 @@ def test_probes_follow_a_packet():
     bench = CardBench().run(scenario)
     for packet, (queue, index, size) in enumerate(((1, 0, 100), (0, 0, 300), (1, 1, 60)), 1):
         taken, back = (
-            [e for e in bench.of(f"tx.{name}") if e.fields["packet"] == packet] for name in
-            ("dma.descriptor_taken", "write_back")
+            [e for e in bench.of(f"tx.{name}") if e.fields["packet"] == packet]
+            for name in ("dma.descriptor_taken", "write_back")
         )
         assert [(e.fields["queue"], e.fields["index"]) for e in taken + back] == [(queue, index)] * 2
         (left,) = [e for e in bench.of("tx_mac.frame") if e.fields["packet"] == packet]
