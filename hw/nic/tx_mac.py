@@ -75,6 +75,7 @@ class MacTransmit(wiring.Component):
         waiting, waiting_valid = Signal(_Beat), Signal()
         move, due, accept = Signal(), Signal(), Signal()
         put, take = Signal(), Signal()
+        idle = Signal()  # nothing was on the wire when it was taken
         m.d.comb += [
             self.packets.ready.eq(~incoming_valid | (move & ~incoming.spills)),
             accept.eq(self.packets.valid & self.packets.ready),
@@ -87,6 +88,7 @@ class MacTransmit(wiring.Component):
         with m.If(accept):
             taken, bytes_taken = self._frame(m)
             m.d.nic += [incoming.eq(taken), incoming_valid.eq(1), put.eq(~put)]
+            m.d.nic += idle.eq(~incoming_valid & ~waiting_valid)
         with m.Elif(move):
             m.d.nic += [
                 incoming.spills.eq(0),
@@ -110,7 +112,8 @@ class MacTransmit(wiring.Component):
             clock.first.eq(incoming.first),
             clock.last.eq(incoming.last),
             clock.length.eq(incoming.length),
-            clock.start.eq(self.now),
+            # To a busy wire it came in time
+            clock.start.eq(Mux(idle, self.now, 0)),
         ]
         with m.If(due | move):
             m.d.nic += waiting_valid.eq(move)
