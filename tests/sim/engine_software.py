@@ -92,15 +92,15 @@ async def busy(engine, *, frames=4, batches=LIMIT, seed=1, dawdle=False, ticks=N
 class Talker:
     """A peer of fixed habits: answers what it is sent, talks into a silence, and gives up at last."""
 
-    SENDS = 40  #: frames, the one that breaks a silence included
-    FIRST_PACKET = 300
+    SENDS = 40  #: frames, those that break a silence included
+    LAST_PACKET = 300
 
-    def __init__(self, engine, seed=1):
+    def __init__(self, engine, sends=SENDS, seed=1):
         self.engine = engine
         self.rng = random.Random(seed)
         self.period = engine.manifest.domains[engine.manifest.wire_domain].period
         self.told = []
-        self.left = self.SENDS
+        self.left = sends
         self.alarm = engine.call_at(0, self.silence)
         engine.on_transmit(self.hears)
         engine.keep_transmitted()
@@ -128,12 +128,12 @@ class Talker:
         self.left -= 1
         data = self.rng.randbytes(self.rng.choice((1, 64, 65, 200, 600)))
         start = self.engine.tick // self.period + self.rng.choice((0, 1, 50))
-        self.engine.push_frame(data, self.FIRST_PACKET - self.left, start)
+        self.engine.push_frame(data, self.LAST_PACKET - self.left, start)
 
 
-async def conversation(engine, **arguments):
+async def conversation(engine, *, sends=Talker.SENDS, **arguments):
     """:func:`outcome` with a :class:`Talker` at the other end of the wire, and then until nothing is left to happen."""
-    talker = Talker(engine)
+    talker = Talker(engine, sends)
     result = await outcome(engine, frames=2, **arguments)
     for _ in range(10_000):
         wakes = await engine.run()

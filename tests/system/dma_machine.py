@@ -18,7 +18,7 @@ from amaranth.lib.wiring import In, Out
 from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tilelink import LINE_BITS, LINE_BYTES, PHYSICAL_ADDRESS_WIDTH, OpcodeC
 from hw.bus.tlp import TlpHeader, TlpPort, TlpType
-from hw.bus.wire import FrameBeat, WireStream
+from hw.bus.wire import FrameBeat, SentStream, WireStream
 from hw.config import CoreConfig, L1Config, MachineConfig
 from hw.cpu.core_port import CorePort
 from hw.cpu.store_buffer import StoreBuffer
@@ -88,6 +88,7 @@ class DmaDevice(wiring.Component):
     """Carries out one order after another: a TLP per order, reads overlapping as the card's do."""
 
     wire: In(WireStream)
+    wire_out: Out(SentStream)  #: never used
     pcie: Out(TlpPort())
     now: In(NOW_WIDTH)
     quiet: Out(1)
