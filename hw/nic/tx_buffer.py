@@ -89,6 +89,7 @@ class TransmitBuffer(wiring.Component):
         # Drain
         output, read = self.output.payload, self.freed
         loaded, first = Signal(), Signal(init=1)
+        fresh = Signal()  # the row was read at the last edge: only now its packet may turn out to be discarded
         held, header = Signal(Committed), Signal(Committed)
         left = Signal(16)
         accept, load, skip = Signal(), Signal(), Signal()
@@ -98,8 +99,8 @@ class TransmitBuffer(wiring.Component):
         with m.Else():
             m.d.comb += header.eq(held)
         m.d.comb += [
-            skip.eq(loaded & header.discard),
-            self.output.valid.eq(loaded & ~header.discard),
+            skip.eq(fresh & first & metadata.discard),
+            self.output.valid.eq(loaded & ~skip),
             accept.eq(self.output.valid & self.output.ready),
             load.eq((read != start) & (~loaded | accept)),
             rows.read_enable.eq(load),
@@ -113,8 +114,9 @@ class TransmitBuffer(wiring.Component):
             output.insert_fcs.eq(header.insert_fcs),
             output.last.eq(Mux(first, header.length, left) <= LINE_BYTES),
             self.empty.eq((read == start) & ~loaded),
-            self.quiet.eq(~store.valid & ~commit.valid & ~load & ~accept & ~skip),
+            self.quiet.eq(~store.valid & ~commit.valid & ~load & ~accept & ~fresh),
         ]
+        m.d.nic += fresh.eq(load)
         with m.If(load):
             m.d.nic += read.eq(read + 1)
         with m.If(load | accept | skip):

@@ -46,7 +46,7 @@ __all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "component_inputs", "fragm
 #: The one clock of a model.
 FORMAL_DOMAIN = "formal"
 
-#: RAMs whose contents are whatever the solver likes: large arrays would only slow a proof down that does not
+#: RAMs whose contents are whatever the solver likes, and show one row until they read another: large arrays would only slow a proof down that does not
 #: depend on them. A proof that holds for every answer holds for the right one.
 RAM_WITH_ANY_CONTENTS = """
 module nicscope_ram #(
@@ -55,13 +55,13 @@ module nicscope_ram #(
     input  wire                     clk,
     input  wire                     read_enable,
     input  wire [ADDRESS_WIDTH-1:0] read_address,
-    output wire [WIDTH-1:0]         read_data,
+    output reg  [WIDTH-1:0]         read_data,
     input  wire [LANES-1:0]         write_enable,
     input  wire [ADDRESS_WIDTH-1:0] write_address,
     input  wire [WIDTH-1:0]         write_data
 );
     (* anyseq *) wire [WIDTH-1:0] any;
-    assign read_data = any;
+    always @(posedge clk) if (read_enable) read_data <= any;
 endmodule
 
 module nicscope_associative_ram #(

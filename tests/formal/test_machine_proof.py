@@ -16,7 +16,7 @@ from hw.machine import Machine
 from hw.pcie import root_complex
 from tests.formal.prove import prove_quiet
 from tests.formal.test_dram_proof import invariants as dram_invariants
-from tests.formal.test_nic_proof import with_some_crc
+from tests.formal.test_nic_proof import with_some_functions
 
 SMALL = load_machine(
     "tiny",
@@ -41,7 +41,10 @@ SMALL = load_machine(
         "pcie.latency_ns=0.0",
         "nic.read_tags=1",
         "nic.packet_buffer_kib=1",
+        "nic.tx_packet_buffer_kib=1",
         "nic.max_frame=512",
+        "nic.queues=1",
+        "nic.payload_reads=2",
     ],
 )
 
@@ -51,7 +54,7 @@ class OneDomain(wiring.Component):
 
     def __init__(self, domain: str):
         self.machine = machine = Machine(SMALL)
-        with_some_crc(machine.nic.mac)
+        with_some_functions(machine.nic)
         self.quiet = machine.quiet[domain]
         self.now = machine.now[domain].now
         super().__init__({"host": In(CoreHost()).array(len(machine.core)), "wire": In(WireStream)})
