@@ -1,4 +1,4 @@
-"""cocotb tests of the card by itself: frames in, TLPs answered by a small memory. Run by test_card.py."""
+"""cocotb tests of the card by itself: frames in and out, TLPs answered by a small memory. Run by test_card.py."""
 
 import random
 import zlib
@@ -10,11 +10,14 @@ from cocotb.triggers import FallingEdge, ReadOnly
 
 from hw.bus.tlp import TlpStatus, TlpType
 from hw.memory_map import BAR0_BASE, BAR3_BASE, MSI_BASE
-from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
+from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK, TX_DATA, TX_WRITE_BACK
 from hw.nic.registers import REG, STATION_ADDRESS, msix_entry
+from hw.nic.toeplitz import toeplitz
 
 RING, BUFFERS, BUFFER_BYTES, DESCRIPTORS = 0x1000, 0x8000, 2048, 16
 SEED = 7
+#: Transmit rings, by queue, and where packets to be sent lie.
+TX_RINGS, TX_BUFFERS = (0x2000, 0x2400), 0x12000
 
 
 def frame(size: int, fill: int) -> bytes:
@@ -35,6 +38,7 @@ class Card:
         self.reads: list[tuple[int, dict]] = []  # (due, request) not answered yet
         self.writes: list[tuple[int, int, int]] = []  # (address, length, packet) in order
         self.interrupts: list[int] = []  # data
+        self.sent: list[tuple[int, bytes]] = []  # (packet, frame)
         self.answers: dict[int, tuple[int, int]] = {}  # tag: (status, data)
         self.cycle = self.packets = self.tag = 0
         for signal in ("wire_valid", "receive_valid", "send_ready"):
@@ -48,7 +52,7 @@ class Card:
             getattr(self.dut, f"{name}_{field}").value = value
 
     async def _run(self):
-        dut, partial = self.dut, b""
+        dut, partial, leaving = self.dut, b"", b""
         while True:
             await FallingEdge(dut.nic_clk)
             for due, request in [r for r in self.reads if r[0] <= self.cycle]:
@@ -71,25 +75,34 @@ class Card:
                 partial = (b"" if beat["first"] else partial) + beat["data"].to_bytes(64, "little")[first:]
                 if beat["last"]:
                     self._take(beat, partial[: beat["length"]])
+            if int(dut.sent_valid.value):
+                leaving += int(dut.sent_data.value).to_bytes(64, "little")
+                if int(dut.sent_last.value):
+                    self.sent.append((int(dut.sent_packet.value), leaving[: int(dut.sent_length.value)]))
+                    leaving = b""
             self.cycle += 1
 
     def _complete(self, request: dict) -> None:
-        address, length = request["address"], request["length"]
-        data = int.from_bytes(self.memory[address : address + length], "little")
-        self.requests.append(
-            {
-                "kind": TlpType.COMPLETION.value,
-                "status": TlpStatus.SUCCESS.value,
-                "address": address,
-                "length": length,
-                "remaining": length,
-                "tag": request["tag"],
-                "packet": 0,
-                "data": data << 8 * (address % 64),
-                "first": 1,
-                "last": 1,
-            }
-        )
+        """A completion per line."""
+        address, left = request["address"], request["length"]
+        while left:
+            size = min(left, 64 - address % 64)
+            data = int.from_bytes(self.memory[address : address + size], "little")
+            self.requests.append(
+                {
+                    "kind": TlpType.COMPLETION.value,
+                    "status": TlpStatus.SUCCESS.value,
+                    "address": address,
+                    "length": size,
+                    "remaining": left,
+                    "tag": request["tag"],
+                    "packet": 0,
+                    "data": data << 8 * (address % 64),
+                    "first": 1,
+                    "last": 1,
+                }
+            )
+            address, left = address + size, left - size
 
     def _take(self, beat: dict, data: bytes) -> None:
         address = beat["address"]
@@ -276,4 +289,70 @@ async def reset_in_the_middle(dut):
     card.send(raw)
     await card.until(lambda: card.descriptor(0)["dd"])
     assert card.memory[card.buffer(0) :][: len(raw) - 4] == raw[:-4]
+    await card.drain()
+
+
+@cocotb.test()
+async def packets_leave(dut):
+    """From two queues, from buffers at any alignment, over several descriptors: padded, with their FCS, in order."""
+    card, rng = Card(dut), random.Random(3)
+    await card.reset()
+    card.write(REG.DMATXCTL.offset(), REG.DMATXCTL.TE.mask)
+    at, expected, count = TX_BUFFERS, ([], []), [0, 0]
+    for size in (60, 1, 64, 65, 300, 1514, 61, 128, 700, 63):
+        queue, raw = rng.randrange(2), rng.randbytes(size)
+        cut = rng.randrange(size)
+        for part, last in ((raw[:cut], 0), (raw[cut:], 1)):
+            at += rng.randrange(64)
+            card.memory[at : at + len(part)] = part
+            descriptor = TX_DATA.pack(address=at, length=len(part), dtyp=3, dext=1, ifcs=1, eop=last, rs=last)
+            ring = TX_RINGS[queue] + DESCRIPTOR_BYTES * count[queue]
+            card.memory[ring : ring + DESCRIPTOR_BYTES] = descriptor
+            at += len(part)
+            count[queue] += 1
+        expected[queue].append(raw.ljust(60, b"\0"))
+    for queue, ring in enumerate(TX_RINGS):
+        for register, value in (
+            (REG.TDBAL, ring),
+            (REG.TDLEN, 32 * DESCRIPTOR_BYTES),
+            (REG.TXDCTL, REG.TXDCTL.ENABLE.mask),
+            (REG.TDT, count[queue]),
+        ):
+            card.write(register.offset(queue), value)
+    total = sum(map(len, expected))
+    await card.until(lambda: len(card.sent) == total)
+    assert [packet for packet, _ in card.sent] == list(range(1, total + 1))
+    frames = [raw for _, raw in card.sent]
+    assert all(raw[-4:] == zlib.crc32(raw[:-4]).to_bytes(4, "little") for raw in frames)
+    mine = [[raw[:-4] for raw in frames if raw[:-4] in packets] for packets in expected]
+    assert tuple(mine) == expected
+    for queue, ring in enumerate(TX_RINGS):
+        last = ring + DESCRIPTOR_BYTES * (count[queue] - 1)
+        await card.until(lambda last=last: TX_WRITE_BACK.get(bytes(card.memory[last : last + 16]), "dd"))
+    assert await card.read(REG.GPTC.offset()) == total
+    await card.drain()
+
+
+@cocotb.test()
+async def hashes(dut):
+    """RSS hashes of random flows, IPv4 and IPv6, are those of the definition."""
+    card, rng = Card(dut), random.Random(4)
+    await card.reset()
+    await card.set_up()
+    key = rng.randbytes(40)
+    for index in range(10):
+        card.write(REG.RSSRK.offset(index), int.from_bytes(key[4 * index : 4 * index + 4], "little"))
+    card.write(REG.MRQC.offset(), 1 | REG.MRQC.UDP_IPV4.mask | REG.MRQC.TCP_IPV6.mask)
+    assert await card.read(REG.MRQC.offset()) & 1
+    messages = []
+    for n in range(DESCRIPTORS - 1):
+        message = rng.randbytes(36 if n % 2 else 12)
+        head = bytes([0x60, 0, 0, 0, 0, 40, 6, 64]) if n % 2 else bytes([0x45, *bytes(8), 17, 0, 0])
+        body = STATION_ADDRESS + bytes(6) + (b"\x86\xdd" if n % 2 else b"\x08\x00") + head + message + bytes(40)
+        card.send(body + zlib.crc32(body).to_bytes(4, "little"))
+        messages.append(message)
+    await card.until(lambda: card.descriptor(len(messages) - 1)["dd"])
+    for index, message in enumerate(messages):
+        back = card.descriptor(index)
+        assert back["rss_hash"] == toeplitz(key, message) and back["rss_type"] == (3 if index % 2 else 7)
     await card.drain()

@@ -41,6 +41,9 @@ class CardTop(Elaboratable):
         self._port(m, "send_valid", card.pcie.send.valid, output=True)
         for field, value in _leaves(card.pcie.send.payload):
             self._port(m, f"send_{field}", value, output=True)
+        self._port(m, "sent_valid", card.wire_out.valid, output=True)
+        for field, value in _leaves(card.wire_out.payload):
+            self._port(m, f"sent_{field}", value, output=True)
         self._port(m, "quiet", card.quiet, output=True)
         return m
 

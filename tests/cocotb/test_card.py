@@ -10,7 +10,7 @@ from sim.build.cache import REPOSITORY, cached, digest
 from sim.engine.cocotb import BUILD_ARGUMENTS, _Verilator
 from tests.cocotb import card_top
 
-TESTS = ("packets_reach_memory", "line_rate", "reset_in_the_middle")
+TESTS = ("packets_reach_memory", "line_rate", "reset_in_the_middle", "packets_leave", "hashes")
 
 
 def build() -> Path:
