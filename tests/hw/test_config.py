@@ -56,6 +56,10 @@ def test_teaching_is_what_the_documentation_says():
         ("clocks.core=0.1", "clocks.core must be between 1 and 10000"),
         ("clocks.core=1.23456", "clocks.core has more than three decimals"),
         ("nic.packet_buffer_kib=16", "must hold two frames"),
+        ("nic.tx_packet_buffer_kib=16", "nic.tx_packet_buffer_kib = 16 must hold two frames of 9728 bytes"),
+        ("nic.queues=17", "nic.queues must be between 1 and 16, not 17"),
+        ("nic.queues=8", "take 272 tags; a read has one of 256"),
+        ("nic.payload_reads=3", "nic.payload_reads must be a power of two of at least 2, not 3"),
     ],
 )
 def test_impossible_settings(setting, message):
