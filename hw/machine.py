@@ -44,11 +44,11 @@ class Machine(Elaboratable):
 
     Attributes:
         config: what it was made from.
-        domains: clock domains in the order of their numbers: one per core, then uncore, nic, dram.
+        domains: clock domains in the order of their numbers: those of each core, then uncore, nic, dram.
         host: one :class:`~hw.bus.core.CoreHost` per core, as the host sees it: it drives ``operation``.
         wire: a :data:`~hw.bus.wire.WireStream` that the host drives.
         wire_out: a :data:`~hw.bus.wire.SentStream`: what the card sends.
-        now: per domain, the number of its next edge; its ``advance`` is driven by the host.
+        now: of each domain that needs it, the number of its next edge; its ``advance`` is driven by the host.
         quiet: per domain, whether its next edge may be skipped.
         device_write: a :class:`DeviceWrite`.
     """
@@ -56,8 +56,6 @@ class Machine(Elaboratable):
     def __init__(self, config: MachineConfig):
         self.config = config
         self.core_domains = [f"core{index}" for index in range(config.core.count)]
-        self.domains = [*self.core_domains, "uncore", "nic", "dram"]
-
         self.core = [Core(config, index, domain) for index, domain in enumerate(self.core_domains)]
         self.llc = LastLevelCache(config)
         self.dram = DramController(config.dram)
@@ -70,7 +68,19 @@ class Machine(Elaboratable):
         self.wire_out = self.nic.wire_out
         self.device_write = DeviceWrite(self.llc)
 
-        self.now = {domain: Now(domain) for domain in self.domains}
+        #: Components of each domain.
+        self.members: dict[str, list] = {
+            **{domain: parts for core in self.core for domain, parts in core.parts.items()},
+            "uncore": [self.llc, self.noncached, self.root_complex],
+            "nic": [self.link, self.nic],
+            "dram": [self.dram],
+        }
+        self.domains = list(self.members)
+        self.now = {
+            domain: Now(domain)
+            for domain, components in self.members.items()
+            if any(hasattr(component, "now") for component in components)
+        }
         self.quiet = {domain: Signal(name=f"quiet_{domain}") for domain in self.domains}
         #: Per domain: quiet signals of the crossings that end in it.
         self._crossing_quiet: dict[str, list[Signal]] = {domain: [] for domain in self.domains}
@@ -100,13 +110,7 @@ class Machine(Elaboratable):
         connect(m, self.nic.pcie, self.link.card)
 
         # Time and quiet of each domain
-        members = {
-            **{domain: [core] for domain, core in zip(self.core_domains, self.core, strict=True)},
-            "uncore": [self.llc, self.noncached, self.root_complex],
-            "nic": [self.link, self.nic],
-            "dram": [self.dram],
-        }
-        for domain, components in members.items():
+        for domain, components in self.members.items():
             quiet = self._crossing_quiet[domain]
             for component in components:
                 quiet = [*quiet, component.quiet]
@@ -117,14 +121,14 @@ class Machine(Elaboratable):
 
     def _join_core(self, m: Module, index: int) -> None:
         core, domain = self.core[index], self.core_domains[index]
-        client, link = self.llc.client[index], core.tilelink
+        client, link, l2 = self.llc.client[index], core.tilelink, core.l2.domain
         mmio = self.root_complex.mmio[index]
         for channel, shape in (("a", ChannelA), ("c", ChannelC), ("e", ChannelE)):
             source, sink = getattr(link, channel), getattr(client, channel)
-            self._cross(m, f"{domain}_{channel}", source, sink, shape, domain, "uncore")
+            self._cross(m, f"{domain}_{channel}", source, sink, shape, l2, "uncore")
         for channel, shape in (("b", ChannelB), ("d", ChannelD)):
             source, sink = getattr(client, channel), getattr(link, channel)
-            self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", domain)
+            self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", l2)
         writes, done = core.noncached, self.noncached.core[index]
         self._cross(m, f"{domain}_noncached", writes.write, done.write, NonCachedWrite, domain, "uncore")
         self._cross(m, f"noncached_{domain}", done.done, writes.done, 1, "uncore", domain)

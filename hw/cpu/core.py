@@ -9,7 +9,6 @@ from hw.bus.l1 import L1Use
 from hw.bus.memory import NonCachedPort
 from hw.bus.tilelink import TileLink
 from hw.config import MachineConfig
-from hw.lib.time import NOW_WIDTH
 from hw.mem.l1 import L1Cache
 from hw.mem.l1i import L1ICache
 from hw.mem.l2 import L2Cache
@@ -26,7 +25,10 @@ L1_MISS_CYCLES = 2 + 2
 
 
 class Core(wiring.Component):
-    """Core number ``index``, all of it in ``domain``; docs/core.md draws it.
+    """Core number ``index``; docs/core.md draws it.
+
+    Its parts have clock domains of their own, all of one frequency and phase: a part that has nothing to do is skipped
+    by itself.
 
     Ports:
         host: operations from software and what becomes of them.
@@ -34,8 +36,10 @@ class Core(wiring.Component):
         noncached: writes around the caches.
         mmio: uncached accesses to devices.
         interrupt: messages to this core's interrupt controller.
-        now: number of the next edge of ``domain``.
-        quiet: see docs/architecture.md.
+
+    Attributes:
+        parts: the components of each domain, ``domain`` itself first. Those with a time and all with a ``quiet``
+            (see docs/architecture.md) have them as ports.
     """
 
     host: In(CoreHost())
@@ -43,18 +47,24 @@ class Core(wiring.Component):
     noncached: Out(NonCachedPort())
     mmio: Out(MmioPort())
     interrupt: In(stream.Signature(Interrupt))
-    now: In(NOW_WIDTH)
-    quiet: Out(1)
 
     def __init__(self, config: MachineConfig, index: int, domain: str):
         super().__init__()
+        mmu, l1, l1i, l2 = (f"{domain}_{part}" for part in ("mmu", "l1", "l1i", "l2"))
         self.port = CorePort(config, index, domain)
-        self.mmu = Mmu(config.tlb, domain)
-        self.loads = LoadArbiter(domain)
-        self.l1 = L1Cache(config.l1, config.core, domain)
-        self.l1i = L1ICache(config.l1i, domain)
-        self.l2 = L2Cache(config, domain, hit_cycles=config.l2.latency - L1_MISS_CYCLES)
         self.interrupts = InterruptController(domain)
+        self.mmu = Mmu(config.tlb, mmu)
+        self.loads = LoadArbiter(l1)
+        self.l1 = L1Cache(config.l1, config.core, l1)
+        self.l1i = L1ICache(config.l1i, l1i)
+        self.l2 = L2Cache(config, l2, hit_cycles=config.l2.latency - L1_MISS_CYCLES)
+        self.parts = {
+            domain: [self.port, self.interrupts],
+            mmu: [self.mmu],
+            l1: [self.loads, self.l1],
+            l1i: [self.l1i],
+            l2: [self.l2],
+        }
 
     def elaborate(self, platform):
         """Wire the parts to each other and to the ports."""
@@ -98,15 +108,10 @@ class Core(wiring.Component):
         connect(m, l1.tilelink, l2.l1)
         connect(m, l2.tilelink, flipped(self.tilelink))
 
-        # Interrupts, time, quiet
+        # Interrupts
         m.d.comb += [
             port.interrupt_pending.eq(interrupts.pending),
             port.interrupt_vector.eq(interrupts.vector),
             interrupts.acknowledge.eq(port.interrupt_acknowledge),
-            port.now.eq(self.now),
-            mmu.now.eq(self.now),
-            self.quiet.eq(
-                port.quiet & mmu.quiet & self.loads.quiet & l1.quiet & l1i.quiet & l2.quiet & interrupts.quiet
-            ),
         ]
         return m

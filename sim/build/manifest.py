@@ -46,6 +46,7 @@ class Domain:
 
     name: str
     period: int  #: ticks; the clock rises at every multiple of it
+    time: bool  #: it has a ``now``, thus ports ``clk_<name>_time`` and ``advance_<name>``
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class Manifest:
     probe_words: tuple[ProbeWord, ...]
     counters: tuple[Counter, ...]
     timers: tuple[Timer, ...]
-    core_domains: tuple[int, ...]  #: domain of each core
+    core_domains: tuple[int, ...]  #: domain of each core's port
+    core_parts: tuple[tuple[int, ...], ...]  #: all domains of each core: an edge of any shows at the core's port
     wire_domain: int
     #: Domain of the ports ``device_write_*``: writes to memory other than by a core's stores; -1 without them.
     device_domain: int
@@ -159,6 +161,7 @@ class Manifest:
             for item in tree["probes"]
         )
         tree["core_domains"] = tuple(tree["core_domains"])
+        tree["core_parts"] = tuple(map(tuple, tree["core_parts"]))
         for name in ("operation", "completion", "interrupt", "frame_beat", "sent_beat"):
             layout = tree[name]
             tree[name] = Layout(layout["width"], tuple(Field(**field) for field in layout["fields"]))

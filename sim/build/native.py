@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sysconfig
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -208,7 +209,9 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
     width = {port.name: port.width for port in manifest.ports}
     cores = range(len(manifest.core_domains))
     names = [domain.name for domain in manifest.domains]
-    quiet = " | ".join(f"uint32_t{{top.quiet_{name}}} << {d}" for d, name in enumerate(names))
+    timed = [(d, domain.name) for d, domain in enumerate(manifest.domains) if domain.time]
+    waiting = {timer.domain for timer in manifest.timers}
+    quiet = " | ".join(f"uint64_t{{top.quiet_{name}}} << {d}" for d, name in enumerate(names))
     lines = [
         "// Generated from the manifest.",
         "#pragma once",
@@ -229,6 +232,10 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         f"constexpr int DEVICE_DOMAIN = {manifest.device_domain};",
         f"constexpr int64_t PERIOD[] = {_braces(domain.period for domain in manifest.domains)};",
         f"constexpr unsigned CORE_DOMAIN[] = {_braces(manifest.core_domains)};",
+        "// Sets of domains, a bit each: with a time, with timers, of each core.",
+        f"constexpr uint64_t TIMED = {_mask(d for d, _ in timed)};",
+        f"constexpr uint64_t WAITING = {_mask(waiting)};",
+        f"constexpr uint64_t CORE_PARTS[] = {_braces(_mask(parts) for parts in manifest.core_parts)};",
         f"constexpr uint64_t TICKS_PER_SECOND = {manifest.ticks_per_second}u;",
         *_layout_constants("OPERATION", manifest.operation),
         *_layout_constants("COMPLETION", manifest.completion),
@@ -242,7 +249,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         "// The same when no input but clocks and `advance` has changed: all that can happen is that registers take",
         "// new values. Verilator's own evaluation looks at every input, wide ones too, for logic that hangs on it.",
         f"void eval_clocks() {{ {DIRECT if direct else 'eval();'} }}",
-        f"uint32_t quiet() const {{ return {quiet}; }}",
+        f"uint64_t quiet() const {{ return {quiet}; }}",
         "bool wire_ready() const { return top.wire_ready; }",
         "void set_wire_valid(bool valid) { top.wire_valid = valid; }",
         "uint32_t* wire() { return &top.wire_payload[0]; }",
@@ -252,14 +259,16 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         "#endif",
     ]
     lines += _function(
-        "void set_clocks(uint32_t which)", (f"top.clk_{n} = which >> {d} & 1;" for d, n in enumerate(names))
+        "void set_clocks(uint64_t which)", (f"top.clk_{n} = which >> {d} & 1;" for d, n in enumerate(names))
     )
     lines += _function(
-        "void set_time_clocks(uint32_t which)",
-        (f"top.clk_{name}_time = which >> {d} & 1;" for d, name in enumerate(names)),
+        "void set_time_clocks(uint64_t which)",
+        (f"top.clk_{name}_time = which >> {d} & 1;" for d, name in timed),
     )
     lines += _switch(
-        "void set_advance(unsigned d, uint64_t n)", "d", (f"top.advance_{name} = n; return;" for name in names)
+        "void set_advance(unsigned d, uint64_t n)",
+        "d",
+        (f"top.advance_{name} = n; return;" if (d, name) in timed else "return;" for d, name in enumerate(names)),
     )
     for signature, member in (
         ("bool operation_ready(unsigned i) const", "operation_ready"),
@@ -301,7 +310,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         ),
     )
     lines += _function(
-        "template <class F> void probes(uint32_t due, F&& found)",
+        "template <class F> void probes(uint64_t due, F&& found)",
         (
             f"if (due >> {word.domain} & 1) if (const uint64_t valid = top.{word.port}) found({word.first}u, valid);"
             for word in manifest.probe_words
@@ -339,6 +348,10 @@ def _device_write(there: bool) -> list[str]:
         f"{kind} device_write_{name}() const {{ return {value if there else missing}; }}"
         for kind, name, value, missing in values
     ]
+
+
+def _mask(domains: Iterable[int]) -> str:
+    return f"{sum(1 << domain for domain in domains):#x}u"
 
 
 def _braces(values) -> str:

@@ -61,7 +61,7 @@ class MachineLike(Protocol):
     host: list
     wire: Any
     quiet: dict[str, Signal]
-    now: dict[str, hw_time.Now]
+    now: dict[str, hw_time.Now]  #: of the domains that have a time
 
 
 class Toplevel(Elaboratable):
@@ -80,7 +80,7 @@ class Toplevel(Elaboratable):
         self._connections: list = []
 
         config, names = machine.config, machine.domains
-        domains = tuple(Domain(name, config.period_ticks(_clock_of(name))) for name in names)
+        domains = tuple(Domain(name, config.period_ticks(_clock_of(name)), name in machine.now) for name in names)
         for domain in domains:
             if domain.period > MAX_PERIOD:
                 raise ConfigError(
@@ -89,8 +89,9 @@ class Toplevel(Elaboratable):
                 )
         for name in names:
             self._input(f"clk_{name}", 1)
-            self._input(f"clk_{time_domain(name)}", 1)
-            self._drive(machine.now[name].advance, f"advance_{name}")
+            if name in machine.now:
+                self._input(f"clk_{time_domain(name)}", 1)
+                self._drive(machine.now[name].advance, f"advance_{name}")
         # A port each: a compiled model then looks at a domain's again only when something of that domain has changed.
         for name in names:
             self._output(f"quiet_{name}", machine.quiet[name])
@@ -120,6 +121,7 @@ class Toplevel(Elaboratable):
             counters=counters,
             timers=timers,
             core_domains=tuple(names.index(f"core{index}") for index in range(len(machine.host))),
+            core_parts=tuple(_parts(names, f"core{index}") for index in range(len(machine.host))),
             wire_domain=names.index("nic"),
             device_domain=-1 if device_write is None else names.index("uncore"),
             operation=_layout(Operation),
@@ -133,11 +135,10 @@ class Toplevel(Elaboratable):
     def elaborate(self, platform):
         """Make the clock domains from their ports and join machine and ports."""
         m = Module()
-        for name in self.machine.domains:
-            for domain in (name, time_domain(name)):
-                clock = ClockDomain(domain, reset_less=True)
-                clock.clk = self.ports[f"clk_{domain}"]  # type: ignore[attr-defined]
-                m.domains += clock
+        for domain in (*self.machine.domains, *map(time_domain, self.machine.now)):
+            clock = ClockDomain(domain, reset_less=True)
+            clock.clk = self.ports[f"clk_{domain}"]  # type: ignore[attr-defined]
+            m.domains += clock
         m.submodules.machine = self._tree
         m.d.comb += self._connections
         return m
@@ -241,8 +242,13 @@ def with_constants(verilog_text: str) -> str:
 
 
 def _clock_of(domain: str) -> str:
-    """The clock that a domain runs on: all ``core<i>`` share one frequency."""
-    return domain.rstrip("0123456789")
+    """The clock that a domain runs on: all ``core<i>`` and ``core<i>_<part>`` share one frequency."""
+    return domain.partition("_")[0].rstrip("0123456789")
+
+
+def _parts(domains: list[str], core: str) -> tuple[int, ...]:
+    """Numbers of a core's domains."""
+    return tuple(number for number, name in enumerate(domains) if name.partition("_")[0] == core)
 
 
 def _named(signal: Signal, path: str, field: str) -> Signal:

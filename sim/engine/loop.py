@@ -116,6 +116,7 @@ class Core:
 
     port: str  #: prefix of its ports
     domain: int
+    parts: frozenset[int]  #: all its domains
     context: int = -1
     since: int = -1  #: what it is offered may be handed over later than this tick
     next_id: int = 0
@@ -175,6 +176,9 @@ class LoopEngine:
         self._random = Random(seed)
         self._periods = [domain.period for domain in manifest.domains]
         self._names = [domain.name for domain in manifest.domains]
+        self._clocks = [
+            [f"clk_{domain.name}", *([f"clk_{domain.name}_time"] if domain.time else [])] for domain in manifest.domains
+        ]
         domains = range(len(self._names))
         self._probe_words = [[word for word in manifest.probe_words if word.domain == d] for d in domains]
         self._timers = [[timer for timer in manifest.timers if timer.domain == d] for d in domains]
@@ -187,7 +191,10 @@ class LoopEngine:
         self._forced: list[int | None] = [None] * len(domains)
         self._contexts: dict[int, Context] = {}
         self._context_count = 0
-        self._cores = [Core(f"core{index}", domain) for index, domain in enumerate(manifest.core_domains)]
+        self._cores = [
+            Core(f"core{index}", domain, frozenset(parts))
+            for index, (domain, parts) in enumerate(zip(manifest.core_domains, manifest.core_parts, strict=True))
+        ]
         self._complete: list[bool] = []  # by handle
         self._shadow = Shadow(len(self._cores))
         self._frames: deque[tuple[bytes, int, int]] = deque()
@@ -588,9 +595,38 @@ class LoopEngine:
 
     async def _step(self, at: int, due: list[int]) -> None:
         backend = self._backend
+        # A part that catches up may reach a deadline, and thereby give work to its neighbours at this same edge.
+        more = due
+        while more:
+            more = self._awakened(at, due) if await self._begin(at, more) else []
+            due = sorted([*due, *more])
+
+        for d in due:
+            for word in self._probe_words[d]:
+                valid = backend.peek(word.port)
+                for number in range(word.first, word.first + word.count):
+                    if valid >> (number - word.first) & 1:
+                        fields = tuple(backend.peek(port) for port in self._payload_ports[number])
+                        self._log.append((at, number, fields))
+        for index, core in enumerate(self._cores):
+            if not core.parts.isdisjoint(due):
+                self._core_edge(index, core, at, core.domain in due)
+        self._becomes_visible(at, due)
+        if self.manifest.wire_domain in due:
+            self._wire_edge()
+            self._wire_out_edge(at)
+
+        await backend.pulse([clock for d in due for clock in self._clocks[d]], at)
+        self._tick = at
+        if self._left is not None:
+            self._tell_frame(*self._left)
+
+    async def _begin(self, at: int, due: list[int]) -> bool:
+        """The domains in ``due`` are to execute an edge at ``at``: let those with a time catch up. Whether any had to."""
+        backend = self._backend
         late = []
         for d in due:
-            if at != self._next_tick[d]:
+            if at != self._next_tick[d] and self.manifest.domains[d].time:
                 skipped = (at - self._next_tick[d]) // self._periods[d]
                 backend.poke(f"advance_{self._names[d]}", skipped - 1)
                 late.append(self._names[d])
@@ -601,33 +637,25 @@ class LoopEngine:
             await backend.pulse([f"clk_{name}_time" for name in late], at)
             for name in late:
                 backend.poke(f"advance_{name}", 0)
+        return bool(late)
 
-        for d in due:
-            for word in self._probe_words[d]:
-                valid = backend.peek(word.port)
-                for number in range(word.first, word.first + word.count):
-                    if valid >> (number - word.first) & 1:
-                        fields = tuple(backend.peek(port) for port in self._payload_ports[number])
-                        self._log.append((at, number, fields))
-        for index, core in enumerate(self._cores):
-            if core.domain in due:
-                self._core_edge(index, core, at)
-        self._becomes_visible(at, due)
-        if self.manifest.wire_domain in due:
-            self._wire_edge()
-            self._wire_out_edge(at)
+    def _awakened(self, at: int, due: list[int]) -> list[int]:
+        """Domains not in ``due`` that have an edge at ``at`` and are not quiet any more."""
+        return [
+            d
+            for d, name in enumerate(self._names)
+            if d not in due and at % self._periods[d] == 0 and not self._backend.peek(f"quiet_{name}")
+        ]
 
-        await backend.pulse([f"clk_{self._names[d]}{suffix}" for d in due for suffix in ("", "_time")], at)
-        self._tick = at
-        if self._left is not None:
-            self._tell_frame(*self._left)
-
-    def _core_edge(self, index: int, core: Core, at: int) -> None:
+    def _core_edge(self, index: int, core: Core, at: int, port: bool) -> None:
+        """An edge of a part of a core: its cache may read without its port's doing anything."""
         peek = self._backend.peek
-        if peek(f"{core.port}_issue"):
+        if port and peek(f"{core.port}_issue"):
             self._issue(index, core, core.flight[peek(f"{core.port}_issue_id")], at)
         if peek(f"{core.port}_sampled"):
             self._sample(index, core.flight[peek(f"{core.port}_sampled_id")], at)
+        if not port:
+            return
         if peek(f"{core.port}_completion_valid"):
             self._completion(index, core, at)
         if peek(f"{core.port}_fault"):
@@ -707,7 +735,7 @@ class LoopEngine:
         """What becomes visible at a tick does so behind everything that is read at it."""
         peek = self._backend.peek
         for index, core in enumerate(self._cores):
-            if core.domain in due and peek(f"{core.port}_visible") and not self._shadow.visible(index):
+            if not core.parts.isdisjoint(due) and peek(f"{core.port}_visible") and not self._shadow.visible(index):
                 raise CoherenceError(f"core {index}, tick {at}: a store that had not issued became visible")
         if self.manifest.device_domain not in due:
             return

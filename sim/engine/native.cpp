@@ -37,6 +37,7 @@ namespace {
 
 using ports::CORES;
 using ports::CORE_DOMAIN;
+using ports::CORE_PARTS;
 using ports::DOMAINS;
 using ports::PERIOD;
 using ports::WIRE_DOMAIN;
@@ -45,6 +46,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr Tick NEVER = std::numeric_limits<Tick>::max();
 constexpr unsigned IDS = 256;
+static_assert(DOMAINS < 64, "a set of domains is 64 bits");
+constexpr uint64_t ALL_DOMAINS = (uint64_t{1} << DOMAINS) - 1;
 
 enum WakeKind { EMPTY, COMPLETION, INTERRUPT, IDLE, LIMIT };  // sw.port.WakeKind
 enum Jump { OFF, ALL, RANDOM };                               // sim.engine.engine.Jump
@@ -306,17 +309,17 @@ public:
     void touch() { touched_ = true; }
 
     // Execute an edge of the domains in `due` at tick `at`.
-    void edge(Tick at, uint32_t due) {
+    void edge(Tick at, uint64_t due) {
         settle(at, due);
         set_clocks(due);
-        set_time_clocks(due);
+        set_time_clocks(due & ports::TIMED);
         evaluate();
         dump(at);
         lower(due);
     }
 
     // Let `now` of the domains in `late` catch up; `advance` is set.
-    void catch_up(Tick at, uint32_t late) {
+    void catch_up(Tick at, uint64_t late) {
         settle(at, late);
         set_time_clocks(late);
         eval_clocks();
@@ -327,13 +330,13 @@ public:
 private:
     // A clock that was high is seen low before it rises again; if it need not rise now, its fall is folded into
     // the evaluation of the others' rise.
-    void settle(Tick at, uint32_t rising) {
+    void settle(Tick at, uint64_t rising) {
         fall_waves(at);
         if (!(rising & unseen_)) return;
         eval_clocks();
         unseen_ = 0;
     }
-    void lower(uint32_t which) {
+    void lower(uint64_t which) {
         unseen_ = which;
 #if !NICSCOPE_WAVES
         set_clocks(0);
@@ -350,7 +353,7 @@ private:
     }
 
     bool touched_ = false;
-    uint32_t unseen_ = 0;  // clocks whose fall has not been evaluated
+    uint64_t unseen_ = 0;  // clocks whose fall has not been evaluated
 
 #if NICSCOPE_WAVES
 public:
@@ -855,7 +858,7 @@ private:
         unsigned steps = 0;
         settle();
         while (wakes_.empty()) {
-            uint32_t due = 0;
+            uint64_t due = 0;
             const Tick at = choose(until, due);
             if (at == NEVER) return;
             if (due)
@@ -869,16 +872,14 @@ private:
 
     // The next tick at which an edge is executed, and the domains that execute one; no domain when there is a call to
     // make before. NEVER, and a wake, when idle or past `until`.
-    Tick choose(Tick until, uint32_t& due) {
-        const uint32_t quiet = model_.quiet();
+    Tick choose(Tick until, uint64_t& due) {
+        const uint64_t quiet = model_.quiet();
         std::array<Tick, DOMAINS> ticks;
-        bool idle = true;
-        for (unsigned d = 0; d < DOMAINS; ++d) {
-            ticks[d] = NEVER;
-            if (!(quiet >> d & 1)) {
-                ticks[d] = first_tick(d);
-                idle = false;
-            }
+        ticks.fill(NEVER);
+        bool idle = quiet == ALL_DOMAINS;
+        for (uint64_t busy = ~quiet & ALL_DOMAINS; busy; busy &= busy - 1) {
+            const auto d = static_cast<unsigned>(__builtin_ctzll(busy));
+            ticks[d] = first_tick(d);
         }
         for (unsigned i = 0; i < CORES; ++i) {
             if (!cores_[i].offered || !model_.operation_ready(i)) continue;
@@ -891,8 +892,10 @@ private:
             tick = std::min(tick, first_tick_after(WIRE_DOMAIN, frames_.front().not_before));
             idle = false;
         }
-        for (unsigned d = 0; d < DOMAINS; ++d) {
-            if (quiet >> d & 1) ticks[d] = std::min(ticks[d], wake_tick(d, idle));
+        // Without timers a quiet domain has no reason of its own.
+        for (uint64_t rest = quiet & (jump_ == ALL ? ports::WAITING : ALL_DOMAINS); rest; rest &= rest - 1) {
+            const auto d = static_cast<unsigned>(__builtin_ctzll(rest));
+            ticks[d] = std::min(ticks[d], wake_tick(d, idle));
         }
         const Tick call = calls_.empty() ? NEVER : calls_.begin()->first.first;
         // A replay goes on to its end: a call to be made may have kept the run going.
@@ -907,7 +910,7 @@ private:
             return NEVER;
         }
         if (call <= at) return call;
-        for (unsigned d = 0; d < DOMAINS; ++d) due |= static_cast<uint32_t>(ticks[d] == at) << d;
+        for (unsigned d = 0; d < DOMAINS; ++d) due |= static_cast<uint64_t>(ticks[d] == at) << d;
         return at;
     }
 
@@ -938,23 +941,9 @@ private:
         return std::max(forced_[d], first_tick(d));
     }
 
-    void step(Tick at, uint32_t due) {
-        uint32_t late = 0;
-        for (unsigned d = 0; d < DOMAINS; ++d) {
-            if (!(due >> d & 1)) continue;
-            if (at != next_tick_[d]) {
-                model_.set_advance(d, static_cast<uint64_t>((at - next_tick_[d]) / PERIOD[d] - 1));
-                late |= 1u << d;
-            }
-            next_tick_[d] = at + PERIOD[d];
-            deadline_known_[d] = drawn_[d] = false;
-            ++executed_[d];
-        }
-        if (late) {
-            model_.catch_up(at, late);
-            for (unsigned d = 0; d < DOMAINS; ++d)
-                if (late >> d & 1) model_.set_advance(d, 0);
-        }
+    void step(Tick at, uint64_t due) {
+        // A part that catches up may reach a deadline, and thereby give work to its neighbours at this same edge.
+        for (uint64_t more = due; more; due |= more) more = begin(at, more) ? awakened(at, due | more) : 0;
 
         model_.probes(due, [this, at](unsigned first, uint64_t valid) {
             for (; valid; valid &= valid - 1) {
@@ -964,7 +953,7 @@ private:
             }
         });
         for (unsigned i = 0; i < CORES; ++i)
-            if (due >> CORE_DOMAIN[i] & 1) core_edge(i, at);
+            if (due & CORE_PARTS[i]) core_edge(i, at, due >> CORE_DOMAIN[i] & 1);
         becomes_visible(at, due);
         if (due >> WIRE_DOMAIN & 1) {
             wire_edge(at);
@@ -979,19 +968,53 @@ private:
         if (frame_left_) tell_frame();
     }
 
-    void timed_edge(Tick at, uint32_t due) {
+    // The domains in `due` are to execute an edge at tick `at`: let those with a time catch up. Whether any had to.
+    bool begin(Tick at, uint64_t due) {
+        uint64_t late = 0;
+        for (; due; due &= due - 1) {
+            const auto d = static_cast<unsigned>(__builtin_ctzll(due));
+            if (at != next_tick_[d] && ports::TIMED >> d & 1) {
+                model_.set_advance(d, static_cast<uint64_t>((at - next_tick_[d]) / PERIOD[d] - 1));
+                late |= uint64_t{1} << d;
+            }
+            next_tick_[d] = at + PERIOD[d];
+            deadline_known_[d] = drawn_[d] = false;
+            ++executed_[d];
+        }
+        if (!late) return false;
+        model_.catch_up(at, late);
+        for (; late; late &= late - 1) model_.set_advance(static_cast<unsigned>(__builtin_ctzll(late)), 0);
+        return true;
+    }
+
+    // Domains not in `due` that have an edge at tick `at` and are not quiet any more.
+    uint64_t awakened(Tick at, uint64_t due) {
+        uint64_t found = 0;
+        for (uint64_t busy = ~model_.quiet() & ALL_DOMAINS & ~due; busy; busy &= busy - 1) {
+            const auto d = static_cast<unsigned>(__builtin_ctzll(busy));
+            found |= static_cast<uint64_t>(at % PERIOD[d] == 0) << d;
+        }
+        return found;
+    }
+
+    void timed_edge(Tick at, uint64_t due) {
         const auto begin = Clock::now();
         model_.edge(at, due);
+        // All parts of a core count as its port.
+        for (unsigned i = 0; i < CORES; ++i)
+            if (due & CORE_PARTS[i]) due = (due & ~CORE_PARTS[i]) | uint64_t{1} << CORE_DOMAIN[i];
         if (due & (due - 1)) return;
-        const auto d = static_cast<unsigned>(__builtin_ctz(due));
+        const auto d = static_cast<unsigned>(__builtin_ctzll(due));
         alone_time_[d] += Clock::now() - begin;
         ++alone_[d];
     }
 
-    void core_edge(unsigned i, Tick at) {
+    // An edge of a part of core i: its cache may read without its port's doing anything.
+    void core_edge(unsigned i, Tick at, bool port) {
         Core& core = cores_[i];
-        if (model_.issue(i)) issue(core, i, model_.issue_id(i), at);
+        if (port && model_.issue(i)) issue(core, i, model_.issue_id(i), at);
         if (model_.sampled(i)) sample(core.flight[model_.sampled_id(i)], i, at);
+        if (!port) return;
         if (model_.completion_valid(i)) completion(core, i, at);
         if (model_.fault(i))
             raise(page_fault_error_, describe(core.flight[model_.fault_id(i)], i, at) + ": page not present");
@@ -1088,9 +1111,9 @@ private:
     }
 
     // What becomes visible at a tick does so behind everything that is read at it.
-    void becomes_visible(Tick at, uint32_t due) {
+    void becomes_visible(Tick at, uint64_t due) {
         for (unsigned i = 0; i < CORES; ++i)
-            if (due >> CORE_DOMAIN[i] & 1 && model_.visible(i) && !shadow_.visible(i))
+            if (due & CORE_PARTS[i] && model_.visible(i) && !shadow_.visible(i))
                 raise(coherence_error_, "core " + std::to_string(i) + ", tick " + std::to_string(at) +
                                             ": a store that had not issued became visible");
         if (ports::DEVICE_DOMAIN < 0 || !(due >> ports::DEVICE_DOMAIN & 1)) return;
