@@ -47,7 +47,7 @@ class QueueSet(wiring.Component):
         """Place the queues and connect what goes to all of them alike."""
         earlier: list[Signal] = []
         for index, queue in enumerate(self.queues):
-            m.submodules[f"queue{index}"] = queue
+            m.submodules[f"queues{index}"] = queue
             wiring.connect(m, queue.bus, wiring.flipped(self.bus))
             wiring.connect(m, queue.registers, wiring.flipped(self.registers[index]))
             wiring.connect(m, wiring.flipped(self.reads[index]), queue.read)

@@ -138,7 +138,7 @@ class Receive(QueueSet):
             packets, octets = self.packets_statistics[index], self.octets_statistics[index]
             drops = self.drops_statistics[index]
             for name, statistic in (("packets", packets), ("octets", octets), ("drops", drops)):
-                m.submodules[f"{name}{index}"] = statistic
+                m.submodules[f"{name}_statistics{index}"] = statistic
                 wiring.connect(m, statistic.bus, wiring.flipped(self.bus))
                 m.d.comb += statistic.reset.eq(self.reset)
             chosen = self.dma.queue == index

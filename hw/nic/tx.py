@@ -105,7 +105,7 @@ class Transmit(QueueSet):
     def _statistics(self, m: Module) -> None:
         for index, (packets, octets) in enumerate(zip(self.packets_statistics, self.octets_statistics, strict=True)):
             for name, statistic in (("packets", packets), ("octets", octets)):
-                m.submodules[f"{name}{index}"] = statistic
+                m.submodules[f"{name}_statistics{index}"] = statistic
                 wiring.connect(m, statistic.bus, wiring.flipped(self.bus))
                 m.d.comb += [statistic.reset.eq(self.reset), statistic.event.eq(self.dma.sent[index])]
             m.d.comb += [
