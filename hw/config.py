@@ -171,6 +171,7 @@ class L2Config:
     size_kib: int
     ways: int
     latency: int  #: core cycles from issue to completion of a load that misses L1 and hits here
+    releases: int  #: evicted lines on their way to the last level, until it has acknowledged them
     prefetches: int  #: lines being prefetched at once
     prefetch_adjacent: bool  #: a missed line brings the other half of its aligned 128 bytes
     prefetch_stream: bool  #: misses that go up or down in a page bring the lines ahead
@@ -181,6 +182,7 @@ class L2Config:
         _power_of_two("l2.ways", self.ways)
         _power_of_two("l2.size_kib * 1024 / 64 / l2.ways (sets)", self.size_kib * 1024 // LINE_BYTES // self.ways, 2)
         _between("l2.latency", self.latency, 8, 255)
+        _between("l2.releases", self.releases, 1, 16)
         _between("l2.prefetches", self.prefetches, 1, 16)
         _between("l2.prefetch_distance", self.prefetch_distance, 1, 32)
 
