@@ -172,7 +172,9 @@ class L2Config:
     ways: int
     latency: int  #: core cycles from issue to completion of a load that misses L1 and hits here
     releases: int  #: evicted lines on their way to the last level, until it has acknowledged them
-    prefetches: int  #: lines being prefetched at once
+    prefetches: (
+        int  #: lines being prefetched at once, and requests under way below, of any kind, that leave room for one
+    )
     prefetch_adjacent: bool  #: a missed line brings the other half of its aligned 128 bytes
     prefetch_stream: bool  #: misses that go up or down in a page bring the lines ahead
     prefetch_distance: int  #: lines ahead of the last miss that a stream brings

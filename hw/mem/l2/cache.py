@@ -69,7 +69,8 @@ class L2Cache(wiring.Component):
 
     **Own misses.** A fetch or a prefetch that misses gets an entry and a way at once, and evicts what is in that way
     before it asks: the line arrives in an empty place. An Acquire of the L1 for a line that is being brought waits with
-    the entry and then is looked up again, as is one fetch. Prefetches that find no place are dropped.
+    the entry and then is looked up again, as is one fetch. Prefetches that find no place are dropped; while
+    ``l2.prefetches`` requests are under way below, of any kind, none is made.
 
     **Probes.** One at a time. A line that is here, or still in the queue of Releases, is answered for from here. One
     that the directory has goes to the L1; if the L1 says that it has nothing, it has released the line
@@ -203,6 +204,9 @@ class L2Cache(wiring.Component):
         self._release_ack = Signal(name="release_ack")  # from below
         self._own_grant = Signal(name="own_grant")
         self._probe_ack = Signal(name="probe_ack")  # from above
+        # What has not arrived
+        self._asking = Signal(name="asking")  # one more is asked for
+        self._under_way = Signal(range(self.l1_sources + self.own.count + 1), name="under_way")
         # What may leave
         self._d_open = Signal(name="d_open")  # the L1 takes what is offered on channel D, if anything is
 
@@ -331,7 +335,7 @@ class L2Cache(wiring.Component):
             m.d.comb += [take.eq(1), kind.eq(Kind.RELEASE), line.eq(self.releases.line)]
         with m.Elif(self.fetches.output.valid & ~self._fetch_blocked & a_free & c_free):
             m.d.comb += [take.eq(1), kind.eq(Kind.FETCH), line.eq(self.fetches.output.payload.line)]
-        with m.Elif(candidates.any() & own.prefetch_free & a_free & c_free):
+        with m.Elif(self._may_prefetch(candidates) & a_free & c_free):
             m.d.comb += [take.eq(1), kind.eq(Kind.PREFETCH)]
             for prefetcher in reversed(self.prefetchers):
                 with m.If(prefetcher.valid):
@@ -363,6 +367,9 @@ class L2Cache(wiring.Component):
                 with m.Case(Kind.PREFETCH):
                     for i, prefetcher in enumerate(self.prefetchers):
                         m.d.comb += prefetcher.take.eq(prefetcher.valid & ~candidates[:i].any())
+
+    def _may_prefetch(self, candidates):
+        return candidates.any() & self.own.prefetch_free & (self._under_way < self.l2.prefetches)
 
     def _probe_to_do(self):
         return self.tilelink.b.valid & ~self._probing & ~self._probe_blocked
@@ -565,6 +572,7 @@ class L2Cache(wiring.Component):
     def _ask(self, m: Module, grow, source) -> None:
         """Ask the last level for the line."""
         a = self.tilelink.a
+        m.d.comb += self._asking.eq(1)
         m.d[self.domain] += [
             a.valid.eq(1),
             a.payload.opcode.eq(OpcodeA.ACQUIRE_BLOCK),
@@ -821,6 +829,12 @@ class L2Cache(wiring.Component):
         with m.If(self.transactions.acknowledge):
             m.d[self.domain] += self._probe_blocked.eq(0)
 
+        arrived = filled | self.transactions.granted
+        with m.If(self._asking & ~arrived):
+            m.d[self.domain] += self._under_way.eq(self._under_way + 1)
+        with m.Elif(arrived & ~self._asking):
+            m.d[self.domain] += self._under_way.eq(self._under_way - 1)
+
     def _tell_quiet(self, m: Module) -> None:
         """Nothing in the pipeline, nothing leaves, nothing arrives, and what is left waits for somebody."""
         above, below = self.l1, self.tilelink
@@ -834,7 +848,7 @@ class L2Cache(wiring.Component):
             | (self.fetches.output.valid & ~self._fetch_blocked)
             | (self.releases.valid & ~self._release_blocked)
             | self.release_acks.output.valid
-            | (Cat(p.valid for p in self.prefetchers).any() & self.own.prefetch_free)
+            | self._may_prefetch(Cat(p.valid for p in self.prefetchers))
             | Cat(streams).any()
         )
         arriving = above.a.valid | above.c.valid | above.e.valid | self.fetch.request.valid
