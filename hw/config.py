@@ -171,7 +171,10 @@ class L2Config:
     size_kib: int
     ways: int
     latency: int  #: core cycles from issue to completion of a load that misses L1 and hits here
-    prefetches: int  #: lines being prefetched at once
+    releases: int  #: evicted lines on their way to the last level, until it has acknowledged them
+    prefetches: (
+        int  #: lines being prefetched at once, and requests under way below, of any kind, that leave room for one
+    )
     prefetch_adjacent: bool  #: a missed line brings the other half of its aligned 128 bytes
     prefetch_stream: bool  #: misses that go up or down in a page bring the lines ahead
     prefetch_distance: int  #: lines ahead of the last miss that a stream brings
@@ -181,6 +184,7 @@ class L2Config:
         _power_of_two("l2.ways", self.ways)
         _power_of_two("l2.size_kib * 1024 / 64 / l2.ways (sets)", self.size_kib * 1024 // LINE_BYTES // self.ways, 2)
         _between("l2.latency", self.latency, 8, 255)
+        _between("l2.releases", self.releases, 1, 16)
         _between("l2.prefetches", self.prefetches, 1, 16)
         _between("l2.prefetch_distance", self.prefetch_distance, 1, 32)
 

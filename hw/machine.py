@@ -20,6 +20,9 @@ from hw.pcie.root_complex import RootComplex
 
 __all__ = ["DeviceWrite", "Machine"]
 
+#: Messages in a crossing between a private cache and the last level: enough for one per cycle (see ``Crossing``).
+TILELINK_DEPTH = 8
+
 
 class DeviceWrite:
     """What the last level shows of writes by devices, and by cores around the caches. Domain ``uncore``.
@@ -125,10 +128,10 @@ class Machine(Elaboratable):
         mmio = self.root_complex.mmio[index]
         for channel, shape in (("a", ChannelA), ("c", ChannelC), ("e", ChannelE)):
             source, sink = getattr(link, channel), getattr(client, channel)
-            self._cross(m, f"{domain}_{channel}", source, sink, shape, l2, "uncore")
+            self._cross(m, f"{domain}_{channel}", source, sink, shape, l2, "uncore", depth=TILELINK_DEPTH)
         for channel, shape in (("b", ChannelB), ("d", ChannelD)):
             source, sink = getattr(client, channel), getattr(link, channel)
-            self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", l2)
+            self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", l2, depth=TILELINK_DEPTH)
         writes, done = core.noncached, self.noncached.core[index]
         self._cross(m, f"{domain}_noncached", writes.write, done.write, NonCachedWrite, domain, "uncore")
         self._cross(m, f"noncached_{domain}", done.done, writes.done, 1, "uncore", domain)
@@ -137,8 +140,10 @@ class Machine(Elaboratable):
         interrupt = self.root_complex.interrupt[index]
         self._cross(m, f"interrupt_{domain}", interrupt, core.interrupt, Interrupt, "uncore", domain)
 
-    def _cross(self, m: Module, name: str, source, sink, shape, write_domain: str, read_domain: str) -> None:
-        crossing = Crossing(shape, write_domain, read_domain)
+    def _cross(
+        self, m: Module, name: str, source, sink, shape, write_domain: str, read_domain: str, depth: int = 4
+    ) -> None:
+        crossing = Crossing(shape, write_domain, read_domain, depth=depth)
         m.submodules[f"crossing_{name}"] = crossing
         connect(m, source, crossing.input)
         connect(m, crossing.output, sink)

@@ -26,7 +26,7 @@ from hw.lib.time import NOW_WIDTH, Timer
 
 from .llc_bits import encode, lowest, one_hot, round_robin
 from .llc_decide import Decide
-from .llc_layouts import RELEASES_PER_CLIENT, LlcLayouts, SlotKind
+from .llc_layouts import LlcLayouts, SlotKind
 from .llc_line_buffers import LineBuffers
 from .llc_output import DramOutput, LineOutput
 from .llc_queue import Queue
@@ -58,16 +58,17 @@ class LastLevelCache(wiring.Component):
     invalidates the line. Part of a line is merged with the current line first; no bytes at all only write back what
     is dirty. Writes prepare in parallel and become visible in the order in which they were accepted.
 
-    **Releases.** Each client has ``RELEASES_PER_CLIENT`` slots of its own for them. A Release waits there for the lock
-    of its set. If the transaction that holds the lock probes that client meanwhile, the answer comes behind the
-    Release and says "nothing here"; the transaction then takes the line from the Release's buffer.
+    **Releases.** Each client has ``l2.releases`` slots of its own for them. A Release waits there for the lock of its
+    set: it tries once, and again whenever some set is unlocked. If the transaction that holds the lock probes that
+    client meanwhile, the answer comes behind the Release and says "nothing here"; the transaction then takes the line
+    from the Release's buffer.
 
     **No deadlock.** A slot waits only for: an answer to a Probe, which clients give whatever else they wait for and
     which channel C always takes (a Release before it on that channel has its slot, since a client has at most
-    two outstanding and gets the ReleaseAck after its slot is free but for a victim on its way to DRAM); DRAM, which
-    waits for nobody; a GrantAck, always taken; older device writes, which have their slots and locks already; and
-    receivers of channel D and of device responses, which must accept without waiting for anything new from here.
-    A Release waits for a lock, never the other way round. Victims reach DRAM before any later read of
+    ``l2.releases`` outstanding and gets the ReleaseAck after its slot is free but for a victim on its way to DRAM);
+    DRAM, which waits for nobody; a GrantAck, always taken; older device writes, which have their slots and locks
+    already; and receivers of channel D and of device responses, which must accept without waiting for anything new
+    from here. A Release waits for a lock, never the other way round. Victims reach DRAM before any later read of
     their line, as all requests to DRAM leave in one order.
 
     **Timing.** Grant is offered ``llc.latency`` cycles after Acquire was accepted, to the cycle, for a line that hits,
@@ -78,7 +79,8 @@ class LastLevelCache(wiring.Component):
     Line addresses beyond DRAM wrap: requesters must not send any.
 
     Raises:
-        ValueError: when ``llc.latency`` is below ``PIPELINE_LATENCY``, or there are more slots than ``sink`` can name.
+        ValueError: when ``llc.latency`` is below ``PIPELINE_LATENCY``, or there are more ``llc.slots`` than ``sink``
+            can name.
     """
 
     def __init__(self, config: MachineConfig):
@@ -86,11 +88,8 @@ class LastLevelCache(wiring.Component):
         if llc.latency < PIPELINE_LATENCY:
             raise ValueError(f"llc.latency must be at least the pipeline's {PIPELINE_LATENCY}, not {llc.latency}")
         self.layouts = layouts = LlcLayouts(config)
-        if layouts.all_slots > 1 << SINK_WIDTH:
-            raise ValueError(
-                f"llc.slots = {llc.slots} and {layouts.release_slots} slots for Releases exceed the {1 << SINK_WIDTH} "
-                "that a GrantAck can name"
-            )
+        if layouts.slots > 1 << SINK_WIDTH:
+            raise ValueError(f"llc.slots = {llc.slots} exceed the {1 << SINK_WIDTH} that a GrantAck can name")
         super().__init__(
             {
                 "client": In(TileLink()).array(layouts.clients),
@@ -185,6 +184,7 @@ class LastLevelCache(wiring.Component):
         self._awaiting = [Signal(slots, name=f"awaiting{i}") for i in range(self.layouts.clients)]
         # One bit per slot of Releases
         self._released = Signal(self.layouts.release_slots)  # waits for the lock of its set
+        self._refused = Signal(self.layouts.release_slots)  # ... which was taken; nothing has been unlocked since
         self._released_data = Signal(self.layouts.release_slots)
         self._released_line = [
             Signal(self.layouts.line_width, name=f"released_line{i}") for i in range(self.layouts.release_slots)
@@ -222,6 +222,7 @@ class LastLevelCache(wiring.Component):
         self._returned = Signal(slots)  # ... and a dirty line
         self._staying = Signal(slots)  # ... and that client stays a sharer
         self._arrived = Signal(slots)  # DRAM answers
+        self._unlocked = Signal()  # some set
         self._turn = Signal(slots)  # is the oldest device write, and prepared
         self._acknowledged = Signal(slots)  # gets its GrantAck
         # The request accepted
@@ -415,13 +416,17 @@ class LastLevelCache(wiring.Component):
         # Who could go
         available = Signal(layouts.slots)
         wanting = Signal(clients + 1)
-        release_ready = Signal(layouts.release_slots)
+        releasable = Signal(layouts.release_slots)
+        tried = Signal(layouts.release_slots)
+        waiting_release = self._requests.read_port(domain="comb")
+        release = Signal()
         device = self.device.request
         m.d.comb += [
             available.eq(self._free & ~self._draining),
-            release_ready.eq(
-                Cat(self._released[i] & ~locked(self._released_line[i]) for i in range(layouts.release_slots))
-            ),
+            releasable.eq(self._released & ~self._refused),
+            tried.eq(lowest(releasable)),
+            waiting_release.addr.eq(layouts.slots + encode(tried)),
+            release.eq(releasable.any() & ~locked(waiting_release.data.line)),
             wanting.eq(
                 Cat(
                     *(self.client[i].a.valid & ~locked(self.client[i].a.payload.line) for i in range(clients)),
@@ -431,7 +436,7 @@ class LastLevelCache(wiring.Component):
                 )
             ),
         ]
-        m.d.comb += self._acceptable.eq(release_ready.any() | (wanting.any() & available.any()))
+        m.d.comb += self._acceptable.eq(releasable.any() | (wanting.any() & available.any()))
 
         # Who goes
         last = Signal(range(clients + 1))
@@ -440,23 +445,18 @@ class LastLevelCache(wiring.Component):
         line = Signal(layouts.line_width)
         new = Signal(layouts.request)
         accept = Signal()
-        release = Signal()
         m.d.comb += [
-            release.eq(release_ready.any()),
             accept.eq(~release & wanting.any() & available.any()),
             line.eq(new.line),
         ]
         with m.If(release):
-            chosen = Signal(layouts.release_slots)
             m.d.comb += [
-                chosen.eq(lowest(release_ready)),
-                self._activated.eq(chosen << layouts.slots),
-                slot.eq(encode(chosen) + layouts.slots),
+                self._activated.eq(tried << layouts.slots),
+                slot.eq(waiting_release.addr),
+                line.eq(waiting_release.data.line),
+                new.kind.eq(SlotKind.RELEASE),
+                new.client.eq(waiting_release.data.client),
             ]
-            for i in range(layouts.release_slots):
-                with m.If(chosen[i]):
-                    m.d.comb += [line.eq(self._released_line[i]), new.client.eq(i // RELEASES_PER_CLIENT)]
-            m.d.comb += new.kind.eq(SlotKind.RELEASE)
         with m.Elif(accept):
             m.d.uncore += last.eq(index)
             m.d.comb += [self._taking.eq(lowest(available)), slot.eq(encode(self._taking[: layouts.slots]))]
@@ -485,6 +485,9 @@ class LastLevelCache(wiring.Component):
                         new.around.eq(device.payload.around),
                         self.write_order.push.eq(write),
                     ]
+
+        refused = self._refused | Mux(release, 0, tried)
+        m.d.uncore += self._refused.eq(Mux(self._unlocked, 0, refused) & ~self._releasing[layouts.slots :])
 
         # Lock, slot, order of writes
         lock = self._locks.write_port(domain="uncore")
@@ -610,7 +613,8 @@ class LastLevelCache(wiring.Component):
 
     def _own_releases(self, client):
         """Where the slots for Releases of one client lie among those of all."""
-        return slice(RELEASES_PER_CLIENT * client, RELEASES_PER_CLIENT * (client + 1))
+        count = self.layouts.client_releases
+        return slice(count * client, count * (client + 1))
 
     def _take_channel_e(self, m):
         """Take one GrantAck per cycle: its slot is free, and so is the set."""
@@ -626,6 +630,7 @@ class LastLevelCache(wiring.Component):
             unlock.en.eq(offered.any()),
             unlock.addr.eq(request.data.line),
             unlock.data.eq(0),
+            self._unlocked.eq(offered.any() | (self._s2_valid & self._s2.unlock)),
         ]
         for i, client in enumerate(self.client):
             m.d.comb += client.e.ready.eq(first[i])

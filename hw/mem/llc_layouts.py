@@ -9,10 +9,7 @@ from hw.config import MachineConfig
 
 from .llc_bits import index_width
 
-__all__ = ["RELEASES_PER_CLIENT", "LlcLayouts", "SlotKind"]
-
-#: Releases a private cache may have outstanding; each has a slot of its own.
-RELEASES_PER_CLIENT = 2
+__all__ = ["LlcLayouts", "SlotKind"]
 
 
 class SlotKind(enum.Enum, shape=2):
@@ -27,15 +24,16 @@ class SlotKind(enum.Enum, shape=2):
 class LlcLayouts:
     """Sizes and records of one cache.
 
-    Slots 0 to ``slots - 1`` serve Acquires and devices; the ``RELEASES_PER_CLIENT`` slots of client c follow, from
-    ``slots + RELEASES_PER_CLIENT * c`` on.
+    Slots 0 to ``slots - 1`` serve Acquires and devices; those for the Releases of client c follow, as many as it may
+    have outstanding (``l2.releases``), from ``slots + l2.releases * c`` on.
     """
 
     def __init__(self, config: MachineConfig):
         llc = config.llc
         self.clients = config.core.count
         self.slots = llc.slots
-        self.release_slots = RELEASES_PER_CLIENT * self.clients
+        self.client_releases = config.l2.releases
+        self.release_slots = self.client_releases * self.clients
         self.all_slots = self.slots + self.release_slots
         self.ways, self.sets = llc.ways, llc.sets
         self.filter_ways, self.filter_sets = llc.snoop_filter_ways, llc.snoop_filter_sets

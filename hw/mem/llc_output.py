@@ -50,7 +50,7 @@ class _Output(wiring.Component):
         m.d.comb += [
             queue.push.eq(self.push),
             queue.entry.eq(self.entry),
-            self.due.eq(queue.output.valid & ~self.full & ~self.loading),
+            self.due.eq(queue.output.valid & (~self.full | self.output.ready) & ~self.loading),
             self.slot.eq(queue.output.payload.slot),
             self.output.valid.eq(self.full),
             self.idle.eq(~queue.output.valid & ~self.full & ~self.loading),
@@ -67,7 +67,8 @@ class LineOutput(_Output):
 
     ``popped`` is high for the message whose buffer is read (or which has none).
 
-    A message pushed at edge t is offered so that it can be taken at edge t + 3 with a line, t + 2 without.
+    A message pushed at edge t is offered so that it can be taken at edge t + 3 with a line, t + 2 without. Messages
+    with lines follow each other every second cycle, others in every cycle.
 
     Arguments:
         header: shape of the message without its line.

@@ -24,7 +24,7 @@ __all__ = ["core", "print_core"]
 
 #: Misses that are timed together.
 MISSES = 200
-#: Micro-operations a core issues per cycle, for the work between misses: Broadwell and Skylake rename four.
+#: Micro-operations a core issues per cycle, for the work beside a miss: Broadwell and Skylake rename four.
 WIDTH = 4
 
 KIB = 1 << 10
@@ -93,12 +93,12 @@ def core(machine: MachineConfig, console: Console | None = None) -> dict[str, An
 
 
 def _misses(bench: _Bench, between: int, *, chained: bool) -> float:
-    """Cycles per miss, with so many micro-operations of other work between two of them."""
+    """Cycles per miss, with so many micro-operations between two of them: they fill the window and take one cycle."""
     before = -1
     for address in bench.far[:MISSES]:
         before = bench.metal.touch(0, address, after=before if chained else -1)
         if between:
-            bench.metal.execute(0, math.ceil(between / WIDTH), between)
+            bench.metal.execute(0, 1, between)
     return bench.cycles(0) / MISSES
 
 

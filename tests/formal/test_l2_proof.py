@@ -6,7 +6,16 @@ from tests.formal.prove import prove_quiet
 
 SMALL = load_machine(
     "tiny",
-    ["l1.size_kib=1", "l1.ways=2", "l1.mshrs=2", "l1i.mshrs=1", "l2.size_kib=1", "l2.ways=2", "l2.prefetches=1"],
+    [
+        "l1.size_kib=1",
+        "l1.ways=2",
+        "l1.mshrs=2",
+        "l1i.mshrs=1",
+        "l2.size_kib=1",
+        "l2.ways=2",
+        "l2.prefetches=1",
+        "l2.releases=2",
+    ],
 )
 
 

@@ -15,6 +15,7 @@ SMALL = load_machine(
         "llc.latency=8",
         "llc.snoop_filter_lines=4",
         "llc.snoop_filter_ways=2",
+        "l2.releases=2",
     ],
 )
 

@@ -21,11 +21,11 @@ from hw.bus.tilelink import (
 from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
 from hw.lib.ram import RAM
+from hw.mem.l1.cache import RELEASES as L1_RELEASES
 from hw.mem.l1.encode import one_of
 from hw.mem.l1.replacement import TreePlru
 from hw.mem.l1.state import LineState
 from hw.mem.llc_bits import encode, lowest
-from hw.mem.llc_layouts import RELEASES_PER_CLIENT
 from hw.mem.llc_queue import Queue
 
 from .delay_queue import DelayQueue
@@ -41,9 +41,6 @@ __all__ = ["HIT_CYCLES", "L2Cache"]
 
 #: Core cycles from Acquire offered to Grant offered for a line that is here: queued, tags read, compared, line read.
 HIT_CYCLES = 4
-
-#: Releases of the L1 without an answer, and of this cache: the same rule on both sides.
-RELEASES = RELEASES_PER_CLIENT
 
 
 class L2Cache(wiring.Component):
@@ -72,7 +69,8 @@ class L2Cache(wiring.Component):
 
     **Own misses.** A fetch or a prefetch that misses gets an entry and a way at once, and evicts what is in that way
     before it asks: the line arrives in an empty place. An Acquire of the L1 for a line that is being brought waits with
-    the entry and then is looked up again, as is one fetch. Prefetches that find no place are dropped.
+    the entry and then is looked up again, as is one fetch. Prefetches that find no place are dropped; while
+    ``l2.prefetches`` requests are under way below, of any kind, none is made.
 
     **Probes.** One at a time. A line that is here, or still in the queue of Releases, is answered for from here. One
     that the directory has goes to the L1; if the L1 says that it has nothing, it has released the line
@@ -80,7 +78,7 @@ class L2Cache(wiring.Component):
     acknowledged; an Acquire of a line that is being probed in the L1 waits for the answer.
 
     **No deadlock.** Channel C above is always taken: a Release has its place in a queue, since the L1 has at most
-    ``RELEASES`` outstanding, and a ProbeAck needs only channel C below, which the last level always takes. So every
+    ``L1_RELEASES`` outstanding, and a ProbeAck needs only channel C below, which the last level always takes. So every
     Probe is answered, whatever waits here: it needs, beside channel C, at most a GrantAck or a ProbeAck, which the L1
     gives without waiting for anything but channel E, or C. Grants from below go on to the L1, or to the empty way kept
     for them, and need channel D above or E below, which are always taken. So the last level gets all it may wait
@@ -106,10 +104,10 @@ class L2Cache(wiring.Component):
         self.l2, self.domain, self.hit_cycles, self.l1_sources = l2, domain, hit_cycles, l1.mshrs
         self.own = OwnMisses(fetches=config.l1i.mshrs, prefetches=l2.prefetches, domain=domain)
         self.release_source = l1.mshrs + self.own.count  #: source of the first of the Releases
-        if self.release_source + RELEASES > 1 << SOURCE_WIDTH:
+        if self.release_source + l2.releases > 1 << SOURCE_WIDTH:
             raise ValueError(
-                f"l1.mshrs, l1i.mshrs and l2.prefetches may be {(1 << SOURCE_WIDTH) - RELEASES} together, "
-                f"not {self.release_source}"
+                f"l1.mshrs, l1i.mshrs, l2.prefetches and l2.releases may be {1 << SOURCE_WIDTH} together, "
+                f"not {self.release_source + l2.releases}"
             )
         super().__init__({"l1": In(TileLink()), "fetch": In(FetchPort()), "tilelink": Out(TileLink()), "quiet": Out(1)})
 
@@ -120,14 +118,14 @@ class L2Cache(wiring.Component):
         self.replacement = TreePlru(sets=l2.sets, ways=l2.ways, domain=domain)
         # Every way of a set of the L1 is awaited or holds a line; on top come lines on their way down: in Releases,
         # and one in a ProbeAck.
-        self.directory = Directory(sets=l1.sets, ways=l1.ways + RELEASES + 1, domain=domain)
+        self.directory = Directory(sets=l1.sets, ways=l1.ways + L1_RELEASES + 1, domain=domain)
 
         # Queues and tables
         delay = hit_cycles - HIT_CYCLES + 1
         self.acquires = DelayQueue(ChannelA, depth=l1.mshrs, delay=delay, domain=domain)
         self.fetches = DelayQueue(FetchRequest, depth=1 << FETCH_TAG_WIDTH, delay=delay, domain=domain)
-        self.releases = ReleaseQueue(RELEASES, domain)
-        self.release_acks = Queue(SOURCE_WIDTH, RELEASES, domain)
+        self.releases = ReleaseQueue(L1_RELEASES, domain)
+        self.release_acks = Queue(SOURCE_WIDTH, L1_RELEASES, domain)
         self.transactions = L1Transactions(l1.mshrs, domain)
         self.prefetchers: list[AdjacentPrefetcher | StreamPrefetcher] = []
         if l2.prefetch_adjacent:
@@ -181,7 +179,7 @@ class L2Cache(wiring.Component):
         self._evicting = Signal(name="evicting")  # takes it
         self._leaving = Signal(name="leaving")  # the line's own Release is not answered yet
         self._answering = Signal(name="answering")  # gives the answer to the Probe
-        self._released = Signal(RELEASES, name="released")  # releases a line under this number
+        self._released = Signal(l2.releases, name="released")  # releases a line under this number
         self._missing = Signal(name="missing")  # the line is asked for, for the first time, and not here
         self._claimed = Signal(name="claimed")  # a prefetched line is asked for
         self._unclaimed = Signal(name="unclaimed")  # ... or leaves before
@@ -200,12 +198,17 @@ class L2Cache(wiring.Component):
         self._release_blocked = Signal(name="release_blocked")  # likewise, or until a Probe has taken the line
         self._probe_blocked = Signal(name="probe_blocked")  # until a GrantAck
         self._probing = Signal(name="probing")  # the L1 is asked
-        self._leaving_valid = Signal(RELEASES, name="leaving_valid")
-        self._leaving_lines = [Signal(LINE_ADDRESS_WIDTH, name=f"leaving_line{i}") for i in range(RELEASES)]
+        self._leaving_valid = Signal(l2.releases, name="leaving_valid")
+        self._leaving_lines = [Signal(LINE_ADDRESS_WIDTH, name=f"leaving_line{i}") for i in range(l2.releases)]
         # What arrives
         self._release_ack = Signal(name="release_ack")  # from below
         self._own_grant = Signal(name="own_grant")
         self._probe_ack = Signal(name="probe_ack")  # from above
+        # What has not arrived
+        self._asking = Signal(name="asking")  # one more is asked for
+        self._under_way = Signal(range(self.l1_sources + self.own.count + 1), name="under_way")
+        # What may leave
+        self._d_open = Signal(name="d_open")  # the L1 takes what is offered on channel D, if anything is
 
     def elaborate(self, platform):
         """Join the parts; each method below is one of them."""
@@ -297,16 +300,18 @@ class L2Cache(wiring.Component):
             ),
         ]
 
-        # What is free. Only a Grant can be held up in stage 2; no pass may read a line behind it.
+        # What is free. Only a Grant can be held up in stage 2; no pass may read a line behind it then.
         in_stage_1 = {k: self._valid & (self._kind == k) for k in Kind}
         asks = [Kind.ACQUIRE, Kind.FETCH, Kind.PREFETCH]
         sends = [Kind.FETCH, Kind.PREFETCH, Kind.RELEASE, Kind.PROBE, Kind.ANSWER]
         a_free = Signal()
         c_free = Signal()
+        held_up = self._grant & ~self._d_open
         m.d.comb += [
-            a_free.eq(~tilelink.a.valid & ~self._grant & ~Cat(in_stage_1[k] for k in asks).any()),
+            a_free.eq((~tilelink.a.valid | tilelink.a.ready) & ~held_up & ~Cat(in_stage_1[k] for k in asks).any()),
             c_free.eq(
-                ~(tilelink.c.valid | self._send | self._grant)
+                (~tilelink.c.valid | tilelink.c.ready)
+                & ~(self._send | held_up)
                 & ~Cat(in_stage_1[k] for k in (*sends, Kind.ACQUIRE)).any()
             ),
         ]
@@ -330,7 +335,7 @@ class L2Cache(wiring.Component):
             m.d.comb += [take.eq(1), kind.eq(Kind.RELEASE), line.eq(self.releases.line)]
         with m.Elif(self.fetches.output.valid & ~self._fetch_blocked & a_free & c_free):
             m.d.comb += [take.eq(1), kind.eq(Kind.FETCH), line.eq(self.fetches.output.payload.line)]
-        with m.Elif(candidates.any() & own.prefetch_free & a_free & c_free):
+        with m.Elif(self._may_prefetch(candidates) & a_free & c_free):
             m.d.comb += [take.eq(1), kind.eq(Kind.PREFETCH)]
             for prefetcher in reversed(self.prefetchers):
                 with m.If(prefetcher.valid):
@@ -362,6 +367,9 @@ class L2Cache(wiring.Component):
                 with m.Case(Kind.PREFETCH):
                     for i, prefetcher in enumerate(self.prefetchers):
                         m.d.comb += prefetcher.take.eq(prefetcher.valid & ~candidates[:i].any())
+
+    def _may_prefetch(self, candidates):
+        return candidates.any() & self.own.prefetch_free & (self._under_way < self.l2.prefetches)
 
     def _probe_to_do(self):
         return self.tilelink.b.valid & ~self._probing & ~self._probe_blocked
@@ -564,6 +572,7 @@ class L2Cache(wiring.Component):
     def _ask(self, m: Module, grow, source) -> None:
         """Ask the last level for the line."""
         a = self.tilelink.a
+        m.d.comb += self._asking.eq(1)
         m.d[self.domain] += [
             a.valid.eq(1),
             a.payload.opcode.eq(OpcodeA.ACQUIRE_BLOCK),
@@ -633,7 +642,7 @@ class L2Cache(wiring.Component):
                 self.replacement.touch.eq(1),
             ]
         with m.If(self._evicting & release):
-            slot = Signal(RELEASES)
+            slot = Signal(self.l2.releases)
             dirty = old.state == LineState.DIRTY
             line = Cat(self._set_of(self._line), old.tag)
             param = Mux(old.state == LineState.BRANCH, Shrink.B_TO_N, Shrink.T_TO_N)
@@ -724,7 +733,7 @@ class L2Cache(wiring.Component):
     def _channel_d(self, m: Module) -> None:
         """Stage 2: the L1 gets Grants from here and from below, and when there are none, answers to its Releases."""
         above, below, acks = self.l1.d, self.tilelink.d, self.release_acks.output
-        open_ = Signal()
+        open_ = self._d_open
         passing = Signal()
         m.d.comb += [
             open_.eq(~above.valid | above.ready),
@@ -803,10 +812,10 @@ class L2Cache(wiring.Component):
 
     def _wake(self, m: Module) -> None:
         """What has waited may go on. Last, so that it wins over what goes to sleep at the same edge."""
-        acked = Signal(RELEASES)
+        acked = Signal(self.l2.releases)
         with m.If(self._release_ack):
             m.d.comb += acked.eq(
-                Cat(self.tilelink.d.payload.source == self.release_source + i for i in range(RELEASES))
+                Cat(self.tilelink.d.payload.source == self.release_source + i for i in range(self.l2.releases))
             )
         with m.If(self._released.any() | self._release_ack):
             m.d[self.domain] += self._leaving_valid.eq((self._leaving_valid | self._released) & ~acked)
@@ -819,6 +828,12 @@ class L2Cache(wiring.Component):
             m.d[self.domain] += self._fetch_blocked.eq(0)
         with m.If(self.transactions.acknowledge):
             m.d[self.domain] += self._probe_blocked.eq(0)
+
+        arrived = filled | self.transactions.granted
+        with m.If(self._asking & ~arrived):
+            m.d[self.domain] += self._under_way.eq(self._under_way + 1)
+        with m.Elif(arrived & ~self._asking):
+            m.d[self.domain] += self._under_way.eq(self._under_way - 1)
 
     def _tell_quiet(self, m: Module) -> None:
         """Nothing in the pipeline, nothing leaves, nothing arrives, and what is left waits for somebody."""
@@ -833,7 +848,7 @@ class L2Cache(wiring.Component):
             | (self.fetches.output.valid & ~self._fetch_blocked)
             | (self.releases.valid & ~self._release_blocked)
             | self.release_acks.output.valid
-            | (Cat(p.valid for p in self.prefetchers).any() & self.own.prefetch_free)
+            | self._may_prefetch(Cat(p.valid for p in self.prefetchers))
             | Cat(streams).any()
         )
         arriving = above.a.valid | above.c.valid | above.e.valid | self.fetch.request.valid

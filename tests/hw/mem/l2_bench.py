@@ -327,7 +327,7 @@ class LastLevel:
         if opcode in (OpcodeC.RELEASE, OpcodeC.RELEASE_DATA):
             assert after == "N"
             assert line not in self.acquires, "released while acquiring"
-            assert c.source not in self.releasing and len(self.releasing) < 2
+            assert c.source not in self.releasing and len(self.releasing) < self.bench.config.l2.releases
             self.releasing[c.source] = line
             self.replies.append((self.later(), {"opcode": OpcodeD.RELEASE_ACK, "source": c.source}))
         else:

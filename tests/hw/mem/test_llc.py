@@ -124,7 +124,7 @@ class Cache:
         """Start at most one operation; None or the Acquire to send."""
         r = self.random
         # A release now and then, or when full
-        free = [s for s in range(2) if s not in self.releasing]
+        free = [s for s in range(self.bench.config.l2.releases) if s not in self.releasing]
         busy = {line for line, _ in self.acquiring.values()}
         candidates = [line for line in self.held if line not in busy]
         if free and candidates and (len(self.held) >= self.capacity or r.random() < self.releases):
