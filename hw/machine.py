@@ -59,7 +59,7 @@ class Machine(Elaboratable):
 
         self.core = [Core(config, index, domain) for index, domain in enumerate(self.core_domains)]
         self.llc = LastLevelCache(config)
-        self.dram = DramController(config.dram)
+        self.dram = DramController(config)
         self.noncached = NonCachedWrites(config.core.count, config.llc.slots)
         self.root_complex = RootComplex(config)
         self.link = Link(config)

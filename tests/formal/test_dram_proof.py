@@ -5,16 +5,25 @@ import dataclasses
 import pytest
 from amaranth.hdl import Cat
 
-from hw.config import load_machine
+from hw.config import DramConfig, load_machine
 from hw.mem import dram_timing
 from hw.mem.dram import DramController
 from tests.formal.prove import ProofFailed, prove_quiet
 
+MACHINE = load_machine("tiny")
+#: At 800 MHz, a way in of two cycles and one more of the burst.
 SMALL = dataclasses.replace(
-    load_machine("tiny").dram,
+    MACHINE.dram,
     **{"bank_groups": 2, "banks_per_group": 1, "queue": 2, "CL": 2, "CWL": 1, "tRCD": 2, "tRP": 1, "tRAS": 3},
     **{"tRFC": 2, "tREFI": 40, "tFAW": 4, "tWR": 1, "tWTR_S": 1, "tWTR_L": 1, "tRTP": 1, "tCCD_L": 4, "tRRD_L": 4},
+    **{"controller_ns": 2.5, "phy_ns": 1.25},
 )
+#: Without either.
+NEAR = dataclasses.replace(SMALL, controller_ns=0.0, phy_ns=0.0)
+
+
+def controller(dram: DramConfig) -> DramController:
+    return DramController(dataclasses.replace(MACHINE, dram=dram))
 
 
 def invariants(dut: DramController) -> list:
@@ -30,15 +39,19 @@ def invariants(dut: DramController) -> list:
     return [no_gaps, held, *waits_for_older]
 
 
-def test_quiet():
+@pytest.mark.parametrize("dram", (SMALL, NEAR), ids=("far", "near"))
+def test_quiet(dram):
     """Covered: a request waits for its bank."""
-    dut = DramController(dataclasses.replace(SMALL, queue=3))
+    dut = controller(dataclasses.replace(dram, queue=3))
     idle = ~dut.queue.valid[0]
     planted = {
         "forgets bursts": dut.quiet | idle & ~dut.port.request.valid,
         "forgets what arrives": dut.quiet | idle & dut.data.quiet,
         "forgets more requests": dut.quiet | dut.command_timer.armed & dut.data.quiet,
     }
+    if dut.controller:
+        arrived = dut.queue.request.valid & ~dut.port.request.valid
+        planted["forgets what is on its way in"] = dut.quiet | idle & dut.data.quiet & arrived
     prove_quiet(dut, domain="dram", invariants=invariants(dut), cover_depth=10, outstanding=~idle, planted=planted)
 
 
@@ -47,4 +60,4 @@ def test_finds_late_timer(monkeypatch):
     right = dram_timing._latest
     monkeypatch.setattr(dram_timing, "_latest", lambda m, *deadlines: right(m, *deadlines) + 1)
     with pytest.raises(ProofFailed, match="quiet"):
-        prove_quiet(DramController(SMALL), domain="dram", mode="bmc", depth=10, cover_depth=None)
+        prove_quiet(controller(SMALL), domain="dram", mode="bmc", depth=10, cover_depth=None)
