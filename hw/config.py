@@ -265,6 +265,8 @@ class DramConfig:
     """One channel, one rank of DDR4 behind a 64-bit bus. Timings in cycles of the DRAM clock, JEDEC's names."""
 
     size_mib: int
+    controller_ns: float  #: from the last level's request to where commands are chosen: interconnect, queues, pipeline
+    phy_ns: float  #: what a burst takes beside CL or CWL: PHY, both ways, and the way of read data back
     bank_groups: int
     banks_per_group: int
     columns: int  #: per row, in 8-byte words
@@ -303,6 +305,8 @@ class DramConfig:
             f"dram.size_mib = {self.size_mib} leaves {self.rows} rows per bank; at least 2 are needed",
         )
         _between("dram.queue", self.queue, 2, 64)
+        for name in ("controller_ns", "phy_ns"):
+            _between(f"dram.{name}", getattr(self, name), 0, 100)
         for f in fields(self):
             if f.name == "CL" or f.name.startswith("t") or f.name == "CWL":
                 _between(f"dram.{f.name}", getattr(self, f.name), 1, 65535)
@@ -446,6 +450,10 @@ class MachineConfig:
     def period_ticks(self, clock: str) -> int:
         """Period of ``clock`` ("core", "uncore", "nic" or "dram") in ticks."""
         return self.ticks_per_second // (1000 * self.clocks.khz(clock))
+
+    def cycles(self, clock: str, ns: float) -> int:
+        """``ns`` nanoseconds in whole cycles of ``clock``, rounded up."""
+        return math.ceil(Fraction(str(ns)) * self.clocks.khz(clock) / 1_000_000)
 
     def cycles_per_byte(self, gbps: float) -> Fraction:
         """Card cycles one byte takes at ``gbps``, exact."""

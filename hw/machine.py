@@ -61,7 +61,7 @@ class Machine(Elaboratable):
         self.core_domains = [f"core{index}" for index in range(config.core.count)]
         self.core = [Core(config, index, domain) for index, domain in enumerate(self.core_domains)]
         self.llc = LastLevelCache(config)
-        self.dram = DramController(config.dram)
+        self.dram = DramController(config)
         self.noncached = NonCachedWrites(config.core.count, config.llc.slots)
         self.root_complex = RootComplex(config)
         self.link = Link(config)

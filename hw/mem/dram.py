@@ -10,19 +10,23 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from hw.bus.memory import DramPort, MemoryOp
-from hw.config import DramConfig
+from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH, Timer
 
 from .dram_data import DramData
-from .dram_queue import DramQueue
+from .dram_delay import DelayLine
+from .dram_queue import DramQueue, request_layout
 from .dram_timing import DramCommand, DramTiming, line_layout, line_of, place_of
 
 __all__ = ["DramController"]
 
 
 class DramController(wiring.Component):
-    """One channel, one rank of DDR4 with open rows, its controller, and its contents. Domain ``dram``.
+    """One channel, one rank of DDR4 with open rows, its controller, the way there and back, and its contents.
+
+    Domain ``dram``. A request takes ``dram.controller_ns`` to where commands are chosen, and the data of a burst
+    ``dram.phy_ns`` on top of JEDEC's timings, both in whole cycles, rounded up. Either way is pipelined.
 
     One command per cycle, chosen so (first ready, first come, first served; Rixner et al., ISCA 2000):
 
@@ -35,34 +39,40 @@ class DramController(wiring.Component):
     A request cannot starve: once :attr:`bypass_limit` younger requests have gone before the oldest, it is served alone.
 
     Latency of a read that finds the controller idle, in cycles from the edge that accepts the request to the first
-    edge at which ``port.response`` can be taken: ``FRONT_END + CL + BURST`` with its row open, ``tRCD`` more with its
-    bank closed, ``tRP + tRCD`` more with another row open (for longer than tRAS).
+    edge at which ``port.response`` can be taken: ``controller + FRONT_END + CL + BURST + phy`` with its row open,
+    ``tRCD`` more with its bank closed, ``tRP + tRCD`` more with another row open (for longer than tRAS).
 
     Lines are placed by :func:`~hw.mem.dram_timing.line_layout`. Requests beyond the configured size are an error of
     the requester: they wrap around and are counted in ``out_of_range``.
 
     Arguments:
-        config: geometry and timings.
+        config: ``dram``, geometry and timings, and the clock that nanoseconds are counted in.
 
     Attributes:
+        controller, phy: ``dram.controller_ns`` and ``dram.phy_ns`` in cycles.
         bypass_limit: see above.
-        quiet: see docs/architecture.md. While the only request waits for a constraint to pass, or bursts are on their
-            way, the controller is quiet and its timers tell the edge.
+        quiet: see docs/architecture.md. While requests are on their way to the queue, the only one there waits for
+            a constraint to pass, or bursts are on their way, the controller is quiet and its timers tell the edge.
     """
 
-    #: Cycles from acceptance of a request to its first command.
+    #: Cycles from a request's entry into the queue to its first command.
     FRONT_END = 1
 
-    def __init__(self, config: DramConfig):
-        self.config = config
-        self.bypass_limit = 4 * config.queue
+    def __init__(self, config: MachineConfig):
+        self.config = dram = config.dram
+        self.controller = config.cycles("dram", dram.controller_ns)
+        self.phy = config.cycles("dram", dram.phy_ns)
+        self.bypass_limit = 4 * dram.queue
         super().__init__({"port": In(DramPort()), "now": In(NOW_WIDTH), "quiet": Out(1)})
-        self.timing = DramTiming(config)
-        self.data = DramData(config)
-        self.queue = DramQueue(config, self.data.slot_width)
+        self.timing = DramTiming(dram)
+        self.data = DramData(dram, controller=self.controller, phy=self.phy)
+        self.queue = DramQueue(dram, self.data.slot_width)
+        self.way_in = DelayLine(
+            request_layout(dram, self.data.slot_width), cycles=self.controller, spacing=dram.tCCD_S
+        )
         self.refresh_timer = Timer("dram", background=True)
         self.command_timer = Timer("dram")
-        self._held_writes = Signal(range(config.queue + 1))
+        self._held_writes = Signal(range(dram.queue + 1))
         self._draining = Signal()
 
         self.issued = Probe("dram", "a command; for ACT, RD and WR with its row", command=DramCommand, bank=6, row=32)
@@ -82,20 +92,22 @@ class DramController(wiring.Component):
         m.submodules.timing = timing = self.timing
         m.submodules.data = data = self.data
         m.submodules.queue = queue = self.queue
+        m.submodules.way_in = self.way_in
         issue, command = Signal(), Signal(DramCommand)
         bank = Signal(exact_log2(self.config.banks))
         burst = Signal()
         m.d.comb += [
             timing.now.eq(self.now),
             data.now.eq(self.now),
+            self.way_in.now.eq(self.now),
             queue.open.eq(timing.open),
             *(sink.eq(issue) for sink in (timing.issue, queue.issue)),
             *(sink.eq(command) for sink in (timing.command, queue.command)),
             *(sink.eq(bank) for sink in (timing.bank, queue.command_bank)),
         ]
-        accept = self._elaborate_acceptance(m)
+        accept, enter = self._elaborate_acceptance(m)
         refresh_due = self._elaborate_refresh(m, issue, command)
-        eligible, serve_writes = self._elaborate_eligible(m, accept, burst)
+        eligible, serve_writes = self._elaborate_eligible(m, enter, burst)
 
         # Oldest request with its row open, else the oldest that needs ACT or PRE
         columns, rows = Signal(self.config.queue), Signal(self.config.queue)
@@ -144,29 +156,32 @@ class DramController(wiring.Component):
         wiring.connect(m, data.response, wiring.flipped(self.port.response))
 
         waits = self._elaborate_wait(m)
-        m.d.comb += self.quiet.eq((~queue.valid[0] | waits) & ~accept & ~refresh_due & ~self._draining & data.quiet)
+        nothing_comes = ~accept & ~enter & ~refresh_due
+        m.d.comb += self.quiet.eq((~queue.valid[0] | waits) & nothing_comes & ~self._draining & data.quiet)
         self._elaborate_observation(m, issue, command, bank, burst)
         return m
 
-    def _elaborate_acceptance(self, m: Module) -> Signal:
-        """Take requests in; the data of writes goes straight to where it waits for its burst."""
-        request, queue, data = self.port.request, self.queue, self.data
-        payload = request.payload
+    def _elaborate_acceptance(self, m: Module) -> tuple[Signal, Signal]:
+        """Take requests in, and into the queue; the data of writes goes straight to where it waits for its burst."""
+        request, queue, data, way_in = self.port.request, self.queue, self.data, self.way_in
+        payload, entry = request.payload, way_in.input.payload
         line_width = len(data.line)
-        accept = Signal()
+        accept, enter = Signal(), Signal()
+        wiring.connect(m, way_in.output, queue.request)
         m.d.comb += [
-            queue.request.valid.eq(request.valid & data.can_store),
-            request.ready.eq(queue.request.ready & data.can_store),
+            way_in.input.valid.eq(request.valid & data.can_store),
+            request.ready.eq(way_in.input.ready & data.can_store),
             accept.eq(request.valid & request.ready),
-            queue.request.payload.op.eq(payload.op),
-            *place_of(line_layout(self.config)(payload.line[:line_width]), queue.request.payload.place),
-            queue.request.payload.tag.eq(payload.tag),
-            queue.request.payload.slot.eq(data.slot),
+            enter.eq(queue.request.valid & queue.request.ready),
+            entry.op.eq(payload.op),
+            *place_of(line_layout(self.config)(payload.line[:line_width]), entry.place),
+            entry.tag.eq(payload.tag),
+            entry.slot.eq(data.slot),
             data.store.eq(accept & (payload.op == MemoryOp.WRITE)),
             data.store_data.eq(payload.data),
         ]
         self.out_of_range.increment(m, accept & payload.line[line_width:].any())
-        return accept
+        return accept, enter
 
     def _elaborate_refresh(self, m: Module, issue: Signal, command: Signal) -> Signal:
         """Every tREFI, by a deadline that does not drift when a refresh is late."""
@@ -198,13 +213,13 @@ class DramController(wiring.Component):
             m.d.comb += timing.wanted.eq(Mux(queue.write[0], DramCommand.WR, DramCommand.RD))
         return waits
 
-    def _elaborate_eligible(self, m: Module, accept: Signal, burst: Signal) -> tuple[Signal, Signal]:
+    def _elaborate_eligible(self, m: Module, enter: Signal, burst: Signal) -> tuple[Signal, Signal]:
         """Which requests may be served now: all of one kind, or the oldest alone."""
         queue, size = self.queue, self.config.queue
 
         # Writes held, and whether enough of them wait to go before reads
         held, draining = self._held_writes, self._draining
-        more = accept & (self.port.request.payload.op == MemoryOp.WRITE)
+        more = enter & (queue.request.payload.op == MemoryOp.WRITE)
         less = burst & queue.write.bit_select(queue.pick, 1)
         with m.If(more & ~less):
             m.d.dram += held.eq(held + 1)

@@ -21,10 +21,15 @@ MAX_BURSTS = 64
 class DramData(wiring.Component):
     """Carries out RD and WR when their burst ends, in the order of the commands.
 
-    A read issued at edge t is on ``response`` from edge t + CL + BURST on. When responses are not taken, later bursts
+    A read issued at edge t is on ``response`` from edge t + CL + BURST + ``phy`` on. When responses are not taken, later bursts
     wait and keep their order, as if in a buffer of the controller: no newer write overtakes an older read.
 
     The data of a write waits from its acceptance in a place of a ring (``slot``), so that the queue need not hold it.
+
+    Arguments:
+        config: timings.
+        controller: cycles between a write's acceptance and the queue, for the size of the ring.
+        phy: cycles a burst takes between here and the DRAM's pins, either way.
 
     Attributes:
         store, store_data: put the data of a write just accepted into place ``slot`` at this edge; only while
@@ -34,11 +39,12 @@ class DramData(wiring.Component):
         quiet: see docs/architecture.md; ``issue`` and ``store`` must be low.
     """
 
-    def __init__(self, config: DramConfig):
+    def __init__(self, config: DramConfig, *, controller: int = 0, phy: int = 0):
         self.config = config
-        in_flight = -(-(config.CL + config.BURST) // config.tCCD_S) + 2
+        self.phy = phy
+        in_flight = -(-(config.CL + config.BURST + phy) // config.tCCD_S) + 2
         self.bursts = min(1 << ceil_log2(in_flight), MAX_BURSTS)
-        self.slots = 1 << ceil_log2(config.queue + self.bursts)
+        self.slots = 1 << ceil_log2(config.queue + self.bursts + -(-controller // config.tCCD_S))
         self.slot_width = exact_log2(self.slots)
         line_width = exact_log2(config.lines)
         super().__init__(
@@ -93,13 +99,12 @@ class DramData(wiring.Component):
         head, tail = (Signal(exact_log2(self.bursts) + 1, name=name) for name in ("head", "tail"))
         burst, some, finish = first.data, Signal(), Signal()
         config = self.config
+        write_cycles, read_cycles = config.CWL + config.BURST + self.phy, config.CL + config.BURST + self.phy - 1
         m.d.comb += [
             self.can_issue.eq((tail - head)[: len(tail)] != self.bursts),
             pushed.en.eq(self.issue),
             pushed.addr.eq(tail),
-            pushed.data.deadline.eq(
-                self.now + Mux(self.write, config.CWL + config.BURST, config.CL + config.BURST - 1)
-            ),
+            pushed.data.deadline.eq(self.now + Mux(self.write, write_cycles, read_cycles)),
             pushed.data.write.eq(self.write),
             pushed.data.line.eq(self.line),
             pushed.data.tag.eq(self.tag),

@@ -33,7 +33,7 @@ class Walk:
         Its bytes take their time on the wire, the end of which is rounded up, then comes the flight.
         """
         serialisation = math.ceil((overhead + data) * self.config.cycles_per_byte(self.config.pcie.gbps))
-        flight = max(1, math.ceil(Fraction(str(self.config.pcie.latency_ns)) * self.config.clocks.khz("nic") / 10**6))
+        flight = max(1, math.ceil(self.nanoseconds("nic", self.config.pcie.latency_ns)))
         return edge + serialisation + flight
 
     def l1_hit(self, issue: int) -> int:
@@ -99,9 +99,17 @@ class Walk:
         return self.granted(arrival + 1 + 1 + 1 + (1 if dirty else 0) + 3)
 
     def dram(self, *before: int) -> int:
-        """DRAM cycles from acceptance to response: the controller's front end, what goes before RD, CL, the burst."""
+        """DRAM cycles from acceptance to response of a request.
+
+        The way to the queue, the controller's front end, what goes before RD, CL, the burst, and the way back.
+        """
         dram = self.config.dram
-        return DramController.FRONT_END + sum(before) + dram.CL + dram.BURST
+        controller, phy = (math.ceil(self.nanoseconds("dram", ns)) for ns in (dram.controller_ns, dram.phy_ns))
+        return controller + DramController.FRONT_END + sum(before) + dram.CL + dram.BURST + phy
+
+    def nanoseconds(self, clock: str, ns: float) -> Fraction:
+        """A time in cycles of ``clock``."""
+        return Fraction(str(ns)) * self.config.clocks.khz(clock) / 10**6
 
     def mmio_read(self, issue: int, size: int) -> int:
         """A read of a register of the card.

@@ -1,6 +1,7 @@
 """DRAM controller: contents and order under random traffic, JEDEC's rules, latency to the cycle, bandwidth, refresh."""
 
 import dataclasses
+import math
 import random
 from collections import Counter, deque
 
@@ -14,11 +15,22 @@ from hw.lib.time import Now, time_domain
 from hw.mem.dram import DramController
 from hw.mem.dram_timing import DramCommand
 
-TINY = dataclasses.replace(load_machine("tiny").dram, size_mib=1)
-#: Four groups of two banks and a longer queue, so that all of tFAW, tRRD and tCCD bind.
-WIDE = dataclasses.replace(TINY, bank_groups=4, banks_per_group=2, queue=8, tFAW=24, tRRD_L=6, CL=9, CWL=7)
+MACHINE = load_machine("tiny")
+TINY = dataclasses.replace(MACHINE.dram, size_mib=1)
+#: Four groups of two banks and a longer queue, so that all of tFAW, tRRD and tCCD bind; nothing beside JEDEC's timings.
+WIDE = dataclasses.replace(
+    TINY, bank_groups=4, banks_per_group=2, queue=8, tFAW=24, tRRD_L=6, CL=9, CWL=7, controller_ns=0.0, phy_ns=0.0
+)
+#: A long way there and back, in no whole cycles of 1.25 ns.
+FAR = dataclasses.replace(WIDE, controller_ns=30.5, phy_ns=18.0)
 #: The least there can be.
 ONE_BANK = dataclasses.replace(TINY, bank_groups=1, banks_per_group=1, queue=2)
+
+
+def ways(config) -> tuple[int, int]:
+    """Cycles to the queue, and of a burst beside JEDEC's: nanoseconds rounded up to cycles of 1.25 ns."""
+    assert MACHINE.clocks.dram == 800
+    return math.ceil(config.controller_ns / 1.25), math.ceil(config.phy_ns / 1.25)
 
 
 def place(config, line: int) -> tuple[int, int]:
@@ -100,7 +112,7 @@ class Bench:
 
     def __init__(self, config):
         self.config = config
-        self.dut = DramController(config)
+        self.dut = DramController(dataclasses.replace(MACHINE, dram=config))
         self.checker = JedecChecker(config)
         self.log: list[tuple] = []
         self.now = 0
@@ -146,7 +158,8 @@ class Bench:
         return self.now - 1
 
     async def settle(self, ctx) -> None:
-        busy = self.dut.queue.valid[0] | self.dut.data.burst_end.armed | ~self.dut.quiet
+        dut = self.dut
+        busy = dut.way_in.timer.armed | dut.queue.valid[0] | dut.data.burst_end.armed | ~dut.quiet
         while ctx.get(busy):
             await self.tick(ctx)
 
@@ -155,7 +168,7 @@ class Bench:
         self.simulator.run()
 
 
-@pytest.mark.parametrize("config", [TINY, WIDE, ONE_BANK], ids=["tiny", "wide", "one bank"])
+@pytest.mark.parametrize("config", [TINY, WIDE, FAR, ONE_BANK], ids=["tiny", "wide", "far", "one bank"])
 @pytest.mark.parametrize("seed", range(2))
 def test_random_traffic(config, seed):
     """Every read sees the writes to its line accepted before it; every command obeys JEDEC's rules."""
@@ -232,15 +245,16 @@ def run_random_traffic(bench: Bench, seed: int) -> None:
     assert answered > 30 and accepted[MemoryOp.WRITE] > 30
 
 
-@pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
+@pytest.mark.parametrize("config", [TINY, WIDE, FAR], ids=["tiny", "wide", "far"])
 def test_idle_read_latency(config):
     """Answer not there at t - 1, there at t: closed bank, open row, other row open."""
     bench = Bench(config)
     burst = 4
+    there, back = ways(config)
 
     async def read(ctx, latency, **where):
         accepted = await bench.send(ctx, MemoryOp.READ, line_at(config, **where))
-        assert await bench.answer(ctx) - accepted == latency
+        assert await bench.answer(ctx) - accepted == there + latency + back
         for _ in range(config.tRAS):
             await bench.tick(ctx)
 
@@ -303,15 +317,16 @@ def test_write_to_read():
         assert ctx.get(bench.dut.port.response.payload.data) == 0xC0FFEE << 480
         times = {command: now for now, command, *_ in bench.log}
         assert times[DramCommand.RD] - times[DramCommand.WR] == TINY.CWL + 4 + TINY.tWTR_L
-        assert bench.now - times[DramCommand.RD] == TINY.CL + 4
+        assert bench.now - times[DramCommand.RD] == TINY.CL + 4 + ways(TINY)[1]
 
     bench.run(testbench)
 
 
+@pytest.mark.parametrize("config", [WIDE, FAR], ids=["wide", "far"])
 @pytest.mark.parametrize("op", [MemoryOp.READ, MemoryOp.WRITE])
-def test_stream_fills_the_bus(op):
-    """Consecutive lines: one burst per tCCD_S, all but the first of each row a hit."""
-    config = dataclasses.replace(WIDE, tREFI=65535)
+def test_stream_fills_the_bus(op, config):
+    """Consecutive lines: one burst per tCCD_S, all but the first of each row a hit, however long the way."""
+    config = dataclasses.replace(config, tREFI=65535)
     bench = Bench(config)
     count = 64
 
@@ -382,5 +397,54 @@ def test_out_of_range_is_counted():
         await bench.send(ctx, MemoryOp.READ, TINY.lines)
         await bench.answer(ctx)
         assert ctx.get(bench.dut.out_of_range.value) == 1
+
+    bench.run(testbench)
+
+
+def test_commands_wait_for_the_way():
+    """A request accepted at t: no command at t + controller, ACT one later; quiet until then, the timer tells."""
+    bench = Bench(FAR)
+    dut = bench.dut
+    there, _ = ways(FAR)
+
+    async def testbench(ctx):
+        for row, op in enumerate((MemoryOp.READ, MemoryOp.WRITE)):
+            accepted = await bench.send(ctx, op, line_at(FAR, group=row, row=row))
+            seen = len(bench.log)
+            while bench.now < accepted + there:
+                assert ctx.get(dut.way_in.timer.armed) and ctx.get(dut.way_in.timer.deadline) == accepted + there
+                assert ctx.get(dut.quiet)
+                await bench.tick(ctx)
+            assert not ctx.get(dut.quiet)
+            await bench.tick(ctx)
+            assert len(bench.log) == seen
+            await bench.tick(ctx)
+            assert bench.log[seen][:2] == (accepted + there + 1, DramCommand.ACT)
+            ctx.set(dut.port.response.ready, 1)
+            await bench.settle(ctx)
+
+    bench.run(testbench)
+
+
+def test_burst_of_requests_is_spread_by_nothing():
+    """Requests that come one per cycle go into the queue one per cycle, as many as the way holds."""
+    bench = Bench(dataclasses.replace(FAR, queue=16))
+    dut = bench.dut
+    there, _ = ways(FAR)
+    depth = dut.way_in.depth
+    assert depth >= there / FAR.tCCD_S
+
+    async def testbench(ctx):
+        accepted = [await bench.send(ctx, MemoryOp.READ, line_at(FAR, column=n % 8), tag=n) for n in range(depth)]
+        assert accepted == list(range(accepted[0], accepted[0] + depth))
+        bench.request(ctx, MemoryOp.READ, 0, tag=depth)
+        for number, edge in enumerate(accepted):
+            while bench.now < edge + there:
+                assert not ctx.get(dut.queue.request.valid)
+                assert not ctx.get(dut.port.request.ready) or number
+                await bench.tick(ctx)
+            assert ctx.get(dut.queue.request.valid & dut.queue.request.ready)
+            assert ctx.get(dut.queue.request.payload.tag) == number
+            await bench.tick(ctx)
 
     bench.run(testbench)
