@@ -16,14 +16,13 @@ from rich.table import Table
 from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
+from sw.paths import PATHS
 
 __all__ = ["main"]
 
 #: Exit code when what the user gave cannot be used.
 BAD_INPUT = 2
 
-PATHS = ["napi"]
-APPLICATIONS = ["sink"]
 ENGINES = ["native", "cocotb", "amaranth"]
 
 #: What ``nicscope machines`` tells of each.
@@ -66,7 +65,7 @@ def cli():
 
 
 @cli.command()
-@click.argument("path", metavar="PATH", type=click.Choice(PATHS))
+@click.argument("path", metavar="PATH", type=click.Choice(list(PATHS)))
 @click.option("--traffic", type=click.Path(path_type=Path), metavar="FILE", help="Replay a pcap or pcapng file.")
 @click.option("--speed", type=float, default=None, metavar="N", help="Replay a capture N times as fast.  [default: 1]")
 @click.option(
@@ -74,7 +73,7 @@ def cli():
 )
 @click.option("--rate", default=None, help="Packet or bit rate, e.g. 5Mpps, 3.2Gbps, line.  [default: line]")
 @click.option("--count", type=int, default=None, help="Frames to generate, or to take of a capture.  [default: 1000]")
-@click.option("--app", type=click.Choice(APPLICATIONS), default="sink", show_default=True, help="What receives.")
+@click.option("--app", default=None, metavar="NAME", help="What receives, see `nicscope paths`.")
 @click.option("--ring", type=int, default=None, help="Receive descriptors.  [default: 512; 32 in small memories]")
 @with_options(machine_options)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
@@ -83,9 +82,10 @@ def cli():
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
 def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, waves, out, as_json):
-    """Send traffic through one receive PATH (napi) and say what became of every packet."""
-    from sim.experiment import Experiment, Traffic
+    """Send traffic through one receive PATH (see `nicscope paths`) and say what became of every packet."""
+    from sim.experiment import Experiment
     from sim.report.terminal import print_result
+    from sim.wire.traffic import Traffic
 
     console = Console(stderr=as_json)
     experiment = Experiment(
@@ -96,7 +96,7 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
         engine=engine,
         seed=seed,
         waves=waves,
-        ring=ring,
+        options={} if ring is None else {"ring_size": ring},
         out=out or Path("runs") / "last",
     )
     result = experiment.run(console)
@@ -168,6 +168,18 @@ def _show(figures, tables, console, as_json):
         click.echo(json.dumps(figures, indent=2))
     else:
         tables(figures, console)
+
+
+@cli.command()
+def paths():
+    """List the ways a packet can take, and what can receive at the end of each."""
+    table = Table("path", "what it is", "--app", "what it does")
+    for path in PATHS.values():
+        first = (path.name, path.summary)
+        for name, summary in path.applications.items():
+            table.add_row(*first, name, summary)
+            first = ("", "")
+    Console().print(table)
 
 
 @cli.command()

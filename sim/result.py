@@ -32,7 +32,8 @@ class Fate:
     """What became of one packet."""
 
     packet: int  #: id, counted from 1 in the order on the wire
-    delivered_tick: int | None = None  #: return from recv
+    delivered_tick: int | None = None  #: the application has it
+    transmitted_tick: int | None = None  #: the last bit of what the application sent back or on has left
     dropped: str | None = None  #: reason
     arrived_tick: int | None = None  #: last bit on the wire
 
@@ -41,6 +42,9 @@ class Fate:
         if self.delivered_tick is not None and self.arrived_tick is not None:
             after = (self.delivered_tick - self.arrived_tick) * ns_per_tick
             return f"packet {self.packet}: delivered after {round(after)} ns"
+        if self.transmitted_tick is not None and self.arrived_tick is not None:
+            after = (self.transmitted_tick - self.arrived_tick) * ns_per_tick
+            return f"packet {self.packet}: transmitted after {round(after)} ns"
         return f"packet {self.packet}: " + (f"dropped: {self.dropped}" if self.dropped else "in flight at the end")
 
 
@@ -54,6 +58,7 @@ class Observation:
     tags: np.ndarray  #: by handle: index into ``functions`` in the lower twelve bits, mode above (as in sw.core.Record)
     functions: Sequence[str]
     delivered: Mapping[int, int]  #: packet id -> handle of the first operation after recv returned it
+    transmitted: Mapping[int, int]  #: packet id -> tick at which the frame made of it left on the wire
     dropped: Mapping[int, str]  #: packet id -> reason, hardware and software
     polls: int  #: calls of the driver's poll function
     counters: Mapping[str, int]
@@ -82,6 +87,7 @@ def summarise(
     observation: Observation,
     machine: MachineConfig,
     path: str,
+    application: str,
     traffic: Mapping[str, Any],
     sizes: Sequence[int],
 ) -> tuple[dict[str, Any], list[Fate]]:
@@ -99,41 +105,41 @@ def summarise(
         Fate(
             packet=packet,
             delivered_tick=issue_tick.get(observation.delivered.get(packet, -1)),
+            transmitted_tick=observation.transmitted.get(packet),
             dropped=observation.dropped.get(packet),
             arrived_tick=arrived.get(packet),
         )
         for packet in range(1, len(sizes) + 1)
     ]
     delivered = [fate for fate in fates if fate.delivered_tick is not None]
-    dropped = Counter(fate.dropped for fate in fates if fate.delivered_tick is None and fate.dropped)
+    transmitted = [fate for fate in fates if fate.transmitted_tick is not None]
+    dropped = Counter(fate.dropped for fate in fates if fate.dropped)
     received = len(observation.written_back())
 
     first_tick = _first_frame_start(fates, sizes, machine)
     last_arrival = max((fate.arrived_tick or 0 for fate in fates), default=0)
-    last_delivery = max((fate.delivered_tick or 0 for fate in delivered), default=0)
+    done = delivered + transmitted
+    last_delivery = max((_end(fate) for fate in done), default=0)
     arrival_ns = float((last_arrival - first_tick) * ns_per_tick)
     delivery_ns = float((max(last_delivery, last_arrival) - first_tick) * ns_per_tick)
-    delivered_bytes = sum(sizes[fate.packet - 1] for fate in delivered)
-    waits = [
-        (fate.delivered_tick - fate.arrived_tick) * ns_per_tick
-        for fate in delivered
-        if fate.delivered_tick is not None and fate.arrived_tick is not None
-    ]
+    delivered_bytes = sum(sizes[fate.packet - 1] for fate in done)
+    waits = [(_end(fate) - fate.arrived_tick) * ns_per_tick for fate in done if fate.arrived_tick is not None]
     latencies = np.array([float(wait) for wait in waits])
     by_function, by_class = _attribute(observation, machine, first_tick)
 
     result = {
         "schema": SCHEMA,
         "path": path,
+        "application": application,
         "machine": machine_dict(machine),
         "traffic": dict(traffic),
         "packets": {
             "offered": len(sizes),
             "received": received,
             "delivered": len(delivered),
-            "transmitted": 0,
+            "transmitted": len(transmitted),
             "dropped": dict(sorted(dropped.items())),
-            "in_flight": len(sizes) - len(delivered) - sum(dropped.values()),
+            "in_flight": len(sizes) - len(delivered) - len(transmitted) - sum(dropped.values()),
         },
         "time": {
             "simulated_ns": float(observation.end_tick * ns_per_tick),
@@ -144,7 +150,7 @@ def summarise(
         },
         "rates": {
             "offered_mpps": _per(len(sizes) * 1e3, arrival_ns),
-            "delivered_mpps": _per(len(delivered) * 1e3, delivery_ns),
+            "delivered_mpps": _per(len(done) * 1e3, delivery_ns),
             "delivered_gbps": _per(delivered_bytes * 8, delivery_ns),
         },
         "latency_ns": _distribution(latencies),
@@ -167,6 +173,11 @@ def summarise(
         "log_sha256": observation.log_sha256,
     }
     return result, fates
+
+
+def _end(fate: Fate) -> int:
+    """Tick at which a packet was delivered or transmitted."""
+    return fate.delivered_tick or fate.transmitted_tick or 0
 
 
 def _per(amount: float, ns: float) -> float:

@@ -1,6 +1,6 @@
 """What the kernel's parts share: fixed addresses, tables that lead from addresses to Python objects, statistics."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from sw.core import LINE, Mode, Record
@@ -64,7 +64,7 @@ class Kernel:
         costs: Mapping[str, Cost],
         record: Record,
         mac: bytes,
-        addresses: Sequence[bytes],
+        addresses: Iterable[bytes],
         skbs: int,
         netdev_budget: int = NETDEV_BUDGET,
     ):
@@ -98,7 +98,7 @@ class Kernel:
         self.softirq_vec = {NET_RX_SOFTIRQ: net_rx_action}
 
         # For observers
-        self.packet_of: dict[int, int] = {}  #: which received packet each skb in use is
+        self.packet_of: dict[int, tuple[int, int]] = {}  #: which received packet (queue, number) each skb in use is
         self.drops: dict[str, int] = {}  #: packets by reason
         self.time_squeezes = 0  #: softirqs that ended for want of budget
         self.spurious_interrupts = 0  #: on vectors without a handler

@@ -74,7 +74,7 @@ async def kfree_skb_reason(cpu: Cpu, skb: int, reason: str) -> None:
     await kfree_skb(cpu, skb)
 
 
-async def consume_skb(cpu: Cpu, skb: int) -> int:
+async def consume_skb(cpu: Cpu, skb: int) -> tuple[int, int]:
     """Free a packet that has been delivered; returns which it was."""
     packet = cpu.kernel.packet_of.pop(skb)
     await kfree_skb(cpu, skb)
