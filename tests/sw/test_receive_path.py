@@ -13,7 +13,8 @@ from scapy.packet import Raw
 from hw.nic.registers import REG
 from sw.core import Mode
 from sw.costs import load_costs
-from sw.ixgbe.main import IxgbeAdapter, IxgbeError
+from sw.ixgbe.hw import IxgbeError
+from sw.ixgbe.main import IxgbeAdapter
 from sw.ixgbe.ring import RX_RING
 from sw.linux.mm import OutOfMemoryError
 from sw.options import Options
