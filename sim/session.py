@@ -14,11 +14,13 @@ from hw.config import ConfigError, MachineConfig
 from hw.nic.drop import DropReason
 from sim.engine.engine import Engine
 from sim.observe.log import EventLog
+from sim.observe.stages import Stage, stage_of
 from sim.result import FUNCTION_MASK, Observation
 from sim.wire.frames import GENERATOR_PORT, HOST_IP, HOST_MAC
 from sw.core import Note, Record
-from sw.costs import load_costs
+from sw.costs import load_tables
 from sw.options import Options
+from sw.paths import path_named
 from sw.port import WakeKind
 from sw.system import System
 
@@ -34,7 +36,7 @@ PATIENCE_NS = 2_000_000
 
 #: What the options are in a memory too small for what they are by default.
 SMALL_MIB = 8
-SMALL = {"ring_size": 32, "rcvbuf": 16_384, "netdev_budget": 64}
+SMALL = {"rcvbuf": 16_384, "netdev_budget": 64}
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class Software:
         Raises:
             ConfigError: when it cannot be set up on this machine.
         """
-        small = SMALL if machine.dram.size_mib < SMALL_MIB else {}
         try:
+            path = path_named(self.path, self.application)
+            small = SMALL | {"ring_size": path.least_ring} if machine.dram.size_mib < SMALL_MIB else {}
             options = Options(
                 **{
                     "mac": HOST_MAC,
@@ -71,7 +74,7 @@ class Software:
                 }
             )
             dram = machine.dram.size_mib << 20
-            return System(engine, machine.core.count, dram, _costs(), self.path, options, on_note)
+            return System(engine, machine.core.count, dram, _costs(path.costs), self.path, options, on_note)
         except (ValueError, MemoryError) as error:
             raise ConfigError(str(error)) from None
 
@@ -139,13 +142,15 @@ async def observe(
     log = EventLog(engine.manifest, engine.log())
     written = _written(log)
     left = _left(log)
-    functions, tags = _tags(system.record)
+    functions, stages, tags = _tags(system.record)
     return Observation(
         manifest=engine.manifest,
         log=log.log,
         issued=[engine.issued(core) for core in range(machine.core.count)],
+        issued_cycles=[engine.issued_cycles(core) for core in range(machine.core.count)],
         tags=tags,
         functions=functions,
+        stages=stages,
         delivered={written[packet]: handle for packet, handle in account.delivered.items()},
         transmitted={written[packet]: left[frame] for packet, frame in account.sent.items() if frame in left},
         dropped={
@@ -187,11 +192,11 @@ class _Account:
             self.polls += 1
 
 
-_costs = functools.cache(load_costs)
+_costs = functools.cache(load_tables)
 
 
-def _tags(record: Record) -> tuple[list[str], np.ndarray]:
-    """Names of the functions that ran, sorted, and each operation's tag with the function's place among them.
+def _tags(record: Record) -> tuple[list[str], list[Stage], np.ndarray]:
+    """Names of the functions that ran, sorted, their stages, and each operation's tag with the function's place there.
 
     The record numbers functions in the order in which a process came to know them; a result must not depend on that.
     """
@@ -199,9 +204,12 @@ def _tags(record: Record) -> tuple[list[str], np.ndarray]:
     used = sorted(np.unique(tags & FUNCTION_MASK).tolist(), key=lambda number: record.function_names[number])
     place = np.zeros(FUNCTION_MASK + 1, dtype=np.uint16)
     place[used] = np.arange(len(used))
-    return [record.function_names[number] for number in used], tags & ~np.uint16(FUNCTION_MASK) | place[
-        tags & FUNCTION_MASK
+    names = [record.function_names[number] for number in used]
+    stages = [
+        stage_of(record.function_modules[number], name) if number else Stage.WAITING
+        for number, name in zip(used, names, strict=True)
     ]
+    return names, stages, tags & ~np.uint16(FUNCTION_MASK) | place[tags & FUNCTION_MASK]
 
 
 def _dropped_by_card(engine: Engine) -> dict[int, str]:

@@ -24,6 +24,7 @@ class Options:
         promiscuous: the card accepts frames for others too; the stack drops them as ``OTHERHOST``.
         netdev_budget: packets per receive softirq.
         read: the receiving programs read what they get.
+        batch: packets of a burst, where a program polls.
     """
 
     mac: bytes
@@ -37,3 +38,4 @@ class Options:
     promiscuous: bool = False
     netdev_budget: int = NETDEV_BUDGET
     read: bool = True
+    batch: int = 32

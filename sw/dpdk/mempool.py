@@ -13,9 +13,9 @@ _POINTER = 8
 _HEADER_BYTES = LINE
 
 #: ``struct rte_mempool_cache``: behind the first line come the pointers.
-_CACHE = Struct(LINE, size=4, flushthresh=4, len=4)
+_CACHE = Struct(LINE, capacity=4, flushthresh=4, len=4)
 #: ``struct rte_ring``: producer and consumer each on a line of their own, then the pointers.
-_RING = Struct(3 * LINE, size=4, mask=4, pad=56, prod_head=4, prod_tail=4, pad2=56, cons_head=4, cons_tail=4)
+_RING = Struct(3 * LINE, capacity=4, mask=4, pad=56, prod_head=4, prod_tail=4, pad2=56, cons_head=4, cons_tail=4)
 
 #: A cache is flushed when it holds 1.5 times its size (``CACHE_FLUSHTHRESH_MULTIPLIER``).
 _FLUSH = 1.5
@@ -73,8 +73,8 @@ def _cache_bytes(flush_threshold: int) -> int:
 @function()
 async def rte_mempool_create(cpu: Cpu, pool: Mempool) -> None:
     """An empty cache, and every object in the ring."""
-    cpu.store(pool.cache, _CACHE.pack(size=pool.cache_size, flushthresh=pool.flush_threshold), _CACHE.size)
-    cpu.store(pool.ring, _RING.pack(size=pool.ring_size, mask=pool.ring_size - 1), _RING.size)
+    cpu.store(pool.cache, _CACHE.pack(capacity=pool.cache_size, flushthresh=pool.flush_threshold), _CACHE.size)
+    cpu.store(pool.ring, _RING.pack(capacity=pool.ring_size, mask=pool.ring_size - 1), _RING.size)
     for index in range(pool.count):
         cpu.store(pool._slot(index), pool.object(index), _POINTER)
         if index % 64 == 63:

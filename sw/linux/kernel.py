@@ -128,6 +128,15 @@ class Kernel:
         self._page_table_entries += self.page_tables.map(address, size, PageSize.KIB_4)
         return virtual(address, PageSize.KIB_4)
 
+    def allocate_huge(self, size: int) -> int:
+        """Memory for a program, in pages of 2 MiB (hugetlbfs); its virtual address.
+
+        It lies in one piece, so that a device can be told its physical address.
+        """
+        address = self.memblock.allocate(size, PAGE_SIZE)
+        self._page_table_entries += self.page_tables.map(address, size, PageSize.MIB_2)
+        return virtual(address, PageSize.MIB_2)
+
     def allocate_sock(self) -> int:
         """Memory for one socket; sockets are few and stay."""
         return self._socks.pop()

@@ -38,6 +38,9 @@ class Path(abc.ABC):
     summary: ClassVar[str]  #: one line
     applications: ClassVar[Mapping[str, str]]  #: what may receive, and what it does in one line; the first by default
 
+    costs: ClassVar[tuple[str, ...]] = ("linux",)  #: tables of cycles that its software needs, see ``sw.costs``
+    least_ring: ClassVar[int] = 32  #: receive descriptors it cannot do without
+
     def __init__(self, kernel: Kernel, options: Options):
         self.kernel = kernel
         self.options = options
