@@ -20,13 +20,17 @@ class NapiPath(Path):
     summary = "interrupt, NAPI poll in the softirq, IP, UDP, a socket"
     applications = {
         "sink": "a program per port that receives every datagram and reads it",
+        "rawdrop": "no program: a rule in iptables' raw table drops UDP before routing",
     }
 
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
         boot = kernel.cpus[BOOT_CORE]
         self.adapter = IxgbeAdapter.make(kernel, options.ring_size, options.itr_us, options.promiscuous, BOOT_CORE)
-        ports = sorted(set(options.ports))
+        application = self.application(options.application)
+        ports = sorted(set(options.ports)) if application == "sink" else []
+        if application == "rawdrop":
+            kernel.add_raw_table()
         kernel.reserve_socks(len(ports))
         self.sinks = [Sink(port, kernel.allocate_user(BUFFER_BYTES), options.rcvbuf, options.read) for port in ports]
         self.tasks = [kernel.new_task(f"sink:{sink.port}", boot, PRIORITY_NORMAL, sink.main) for sink in self.sinks]
