@@ -65,6 +65,7 @@ class Observation:
     dropped: Mapping[int, str]  #: packet id -> reason, hardware and software
     polls: int  #: calls of the driver's poll function
     counters: Mapping[str, int]
+    counters_at_ready: Mapping[str, int]  #: when the software was up, before the first frame
     cycles: Mapping[str, int]  #: edges per domain, skipped ones included
     end_tick: int
     log_sha256: str
@@ -165,6 +166,7 @@ def summarise(
             for stage, cycles in account.stages.items()
             if stage is not Stage.WAITING
         },
+        "per_packet": _per_packet(observation, received),
         "cores": account.cores,
         "interrupts": {
             "raised": int(observation.select("nic.interrupt.msix").size),
@@ -186,6 +188,21 @@ def summarise(
 def _end(fate: Fate) -> int:
     """Tick at which a packet was delivered or transmitted."""
     return fate.delivered_tick or fate.transmitted_tick or 0
+
+
+def _per_packet(observation: Observation, received: int) -> dict[str, float]:
+    """What each received packet costs besides cycles, from when the software was up."""
+
+    def counted(*names: str) -> float:
+        return sum(observation.counters[name] - observation.counters_at_ready[name] for name in names)
+
+    amounts = {
+        "dram_accesses": counted("llc.dram_reads", "llc.dram_writes"),
+        "pcie_bytes": counted("link.upstream.link_bytes", "link.downstream.link_bytes"),
+        "interrupts": counted("nic.interrupt.messages"),
+        "polls": observation.polls,
+    }
+    return {name: amount / max(received, 1) for name, amount in amounts.items()}
 
 
 def _per(amount: float, ns: float) -> float:

@@ -107,6 +107,7 @@ async def observe(
     account = _Account()
     system = software.system(engine, machine, account.note)
     await system.boot()
+    counters_at_ready = engine.counters()
 
     ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
     nic_period = machine.period_ticks("nic")
@@ -159,6 +160,7 @@ async def observe(
         },
         polls=account.polls,
         counters=engine.counters(),
+        counters_at_ready=counters_at_ready,
         cycles=engine.cycles(),
         end_tick=end_tick,
         log_sha256=engine.log_sha256(),

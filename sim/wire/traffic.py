@@ -7,10 +7,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from sim.build.cache import REPOSITORY
 from sim.wire.capture import read_capture
 from sim.wire.frames import FCS_BYTES, Frame, TrafficError, at_rate, generate, parse_rate
 
-__all__ = ["Traffic"]
+__all__ = ["BUNDLED_CAPTURE", "Traffic"]
+
+#: Real programs, recorded by the script beside it.
+BUNDLED_CAPTURE = REPOSITORY / "traffic" / "programs.pcapng"
 
 DEFAULT_COUNT = 1000
 DEFAULT_SIZE = 64

@@ -16,8 +16,6 @@ _HOOK_ENTRIES = Struct(LINE, num_hook_entries=2, hook=8, priv=8)
 _IPT_ENTRY = Struct(
     3 * LINE, src=4, dst=4, smsk=4, dmsk=4, iniface=16, outiface=16, masks=32, proto=2, pad=34, verdict=4
 )
-    3 * LINE, src=4, dst=4, smsk=4, dmsk=4, iniface=16, outiface=16, masks=32, proto=2, pad=34, verdict=4
-)
 #: ``struct xt_counters``, one for each core.
 _COUNTERS = Struct(LINE, bcnt=8, pcnt=8)
 
