@@ -127,8 +127,11 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
+@click.option("--report", is_flag=True, help="Also sweep the load, switch DDIO off, and write report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print {path: result} instead of the table.")
-def compare(chosen, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, out, as_json):
+def compare(
+    chosen, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, out, report, as_json
+):
     """Send the same traffic through several paths and show them side by side.
 
     Without traffic options: the bundled capture, then 64-byte frames at line rate.
@@ -151,7 +154,13 @@ def compare(chosen, traffic, speed, size, rate, count, app, ring, machine, setti
         click.echo(json.dumps(results, indent=2))
     else:
         print_comparison(results, console)
-        console.print(f"Results in {comparison.out}/", highlight=False)
+    if report:
+        from sim.report.page import write_report
+        from sim.report.study import study
+
+        write_report(study(comparison, results, console), comparison.out, comparison.out / "report.html")
+    told = f"Results in {comparison.out}/" + (f", report in {comparison.out}/report.html" if report else "")
+    console.print(told, highlight=False)
 
 
 def compared_traffics(traffic, speed, size, rate, count, seed):

@@ -18,9 +18,12 @@ from sim.build.manifest import Manifest
 from sim.observe.log import EventLog
 from sim.observe.stages import Stage
 
-__all__ = ["FUNCTION_MASK", "SCHEMA", "Fate", "Observation", "machine_dict", "summarise"]
+__all__ = ["FUNCTION_MASK", "PERCENTILES", "SCHEMA", "Fate", "Observation", "machine_dict", "summarise"]
 
-SCHEMA = "nicscope-result-1"
+SCHEMA = "nicscope-result-2"
+
+#: Of which percentages of the packets ``latency_ns.percentiles`` tells.
+PERCENTILES = (*range(0, 100, 2), 99, 99.5, 100)
 
 #: Classes of work a core's cycles are divided into.
 CLASSES = ("idle", "irq", "softirq", "system", "user")  # in the order of sw.core.Mode
@@ -299,9 +302,9 @@ def _interrupt_entry(
     return result
 
 
-def _distribution(values: np.ndarray) -> dict[str, float | None]:
+def _distribution(values: np.ndarray) -> dict[str, Any]:
     if not values.size:
-        return dict.fromkeys(("min", "p50", "p90", "p99", "max", "mean"))
+        return {**dict.fromkeys(("min", "p50", "p90", "p99", "max", "mean")), "percentiles": None}
     p50, p90, p99 = np.percentile(values, [50, 90, 99])
     return {
         "min": float(values.min()),
@@ -310,4 +313,5 @@ def _distribution(values: np.ndarray) -> dict[str, float | None]:
         "p99": float(p99),
         "max": float(values.max()),
         "mean": float(values.mean()),
+        "percentiles": [float(value) for value in np.percentile(values, PERCENTILES)],
     }
