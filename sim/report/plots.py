@@ -54,6 +54,16 @@ def _axes(height: float = 4.2) -> Iterator[tuple[Any, list[str]]]:
     drawn.append(re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"|^', r"\1\2", svg, count=1))
 
 
+def _logarithmic(axis: Any) -> None:
+    """Make an axis logarithmic, its ticks plain numbers: 0.1, 0.2, 0.5, 1, and so on."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _way_style(index: int) -> dict[str, Any]:
     return {"color": WAY_COLOURS[index % len(WAY_COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
 
@@ -91,8 +101,8 @@ def delivered_against_offered(study: Study) -> str:
         axes.plot([0, most], [0, most], color="#a3a3a3", linestyle=":", linewidth=1, label="all of it")
         axes.set_xlabel("offered, million 64-byte frames per second")
         axes.set_ylabel("delivered, Mpps")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _logarithmic(axes.xaxis)
+        _logarithmic(axes.yaxis)
         axes.grid(color="#e5e5e5")
         axes.legend(frameon=False, fontsize=9)
     return drawn[0]
@@ -107,7 +117,7 @@ def latency(study: Study) -> str:
             if values is not None:
                 style = _way_style(index) | {"marker": ""}
                 axes.plot([value / 1000 for value in values], PERCENTILES, label=way, drawstyle="steps-post", **style)
-        axes.set_xscale("log")
+        _logarithmic(axes.xaxis)
         axes.set_xlabel("last bit on the wire to the application, microseconds")
         axes.set_ylabel("% of packets at most so late")
         axes.grid(color="#e5e5e5")
@@ -145,12 +155,10 @@ def budget(study: Study) -> str:
             axes.text(ns, place, f" {ns:,.1f} ns", va="center", fontsize=9)
         for gbps, style in zip(LINE_RATES, ("-", "--", ":"), strict=True):
             ns = (FRAME_BYTES + WIRE_OVERHEAD_BYTES) * 8 / gbps
-            axes.axvline(
-                ns, color="#d55e00", linestyle=style, linewidth=1.2, label=f"{ns:.1f} ns: a frame at {gbps} Gb/s"
-            )
+            axes.axvline(ns, color="#d55e00", linestyle=style, linewidth=1.2, label=f"{ns:.1f} ns: {gbps} Gb/s")
         access = study.dram_access_ns
         axes.axvline(access, color="#525252", linewidth=1.2, label=f"{access:.0f} ns: one load from DRAM")
-        axes.set_xscale("log")
+        _logarithmic(axes.xaxis)
         axes.set_xlim(right=max(spent) * 2.2)
         axes.set_xlabel("ns per 64-byte packet on one core")
         axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False, fontsize=9)
@@ -161,8 +169,8 @@ def budget(study: Study) -> str:
 PLOTS: Sequence[tuple[str, str, Callable[[Study], str]]] = (
     (
         "Where the cycles go",
-        "Core cycles for each received packet under the last traffic of the table. Memory stalls are what the same work "
-        "would not take if every access hit the first-level cache at once.",
+        "Core cycles for each received packet under the last traffic of the table. Memory stalls are what the same "
+        "work would not take if every access hit the first-level cache at once.",
         cycles_by_stage,
     ),
     (

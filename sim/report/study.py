@@ -1,7 +1,7 @@
 """The runs behind a report: a comparison, the same ways under rising load, and with DDIO off."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Study:
     """
 
     comparison: Mapping[str, Mapping[str, Result]]
-    sweep: Mapping[str, list[Result]]
+    sweep: Mapping[str, Sequence[Result]]
     ddio: Mapping[str, Mapping[str, Result]]
     dram_access_ns: float  #: from a load to its data, caches missed, the row closed
 

@@ -1,6 +1,7 @@
 """Traffic of a run: frames for the wire, and where they come from."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,7 +73,7 @@ class Traffic:
             frames = [Frame(frame.time_ns * scale, frame.data) for frame in frames]
             parameters["speed"] = speed
             how = "with its own timing" if speed == 1 else f"{speed:g} times as fast as recorded"
-        return cls._described(frames, f"{len(frames):,} frames of {capture} {how}", parameters)
+        return cls._described(frames, f"{len(frames):,} frames of {_place(capture)} {how}", parameters)
 
     @classmethod
     def _described(cls, frames: Sequence[Frame], description: str, parameters: dict[str, Any]) -> "Traffic":
@@ -82,6 +83,11 @@ class Traffic:
     def sizes(self) -> list[int]:
         """Bytes of each frame, FCS included."""
         return [len(frame.data) + FCS_BYTES for frame in self.frames]
+
+
+def _place(file: Path) -> str:
+    """A file as people would name it: from here, if it lies below."""
+    return os.path.relpath(file) if file.resolve().is_relative_to(Path.cwd()) else str(file)
 
 
 def _spoken(rate: str) -> str:
