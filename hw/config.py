@@ -366,8 +366,11 @@ class NicConfig:
     line_gbps: float  #: line rate of the port
     packet_buffer_kib: int  #: receive packet buffer
     max_frame: int  #: largest frame the packet buffer and the data path are built for, FCS included
-    descriptor_cache: int  #: receive descriptors held on the card, a multiple of 4
+    tx_packet_buffer_kib: int  #: transmit packet buffer
+    queues: int  #: receive queues, and as many transmit queues
+    descriptor_cache: int  #: descriptors held on the card for each queue, a power of two
     read_tags: int  #: DMA reads in flight
+    payload_reads: int  #: reads of payload to be sent that are in flight or wait for their turn
     msix_vectors: int
 
     def __post_init__(self):
@@ -378,8 +381,21 @@ class NicConfig:
             self.packet_buffer_kib * 1024 >= 2 * self.max_frame,
             f"nic.packet_buffer_kib = {self.packet_buffer_kib} must hold two frames of {self.max_frame} bytes",
         )
+        _power_of_two("nic.tx_packet_buffer_kib", self.tx_packet_buffer_kib)
+        _require(
+            self.tx_packet_buffer_kib * 1024 >= 2 * self.max_frame,
+            f"nic.tx_packet_buffer_kib = {self.tx_packet_buffer_kib} must hold two frames of {self.max_frame} bytes",
+        )
+        _between("nic.queues", self.queues, 1, 16)
         _power_of_two("nic.descriptor_cache", self.descriptor_cache, 8)
         _between("nic.read_tags", self.read_tags, 1, 256)
+        _power_of_two("nic.payload_reads", self.payload_reads, 2)
+        tags = 2 * self.queues * self.descriptor_cache // 4 + self.payload_reads
+        _require(
+            tags <= 256,
+            f"nic.queues = {self.queues} with nic.descriptor_cache = {self.descriptor_cache} and nic.payload_reads = "
+            f"{self.payload_reads} take {tags} tags; a read has one of 256",
+        )
         _between("nic.msix_vectors", self.msix_vectors, 1, 64)
 
 

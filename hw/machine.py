@@ -47,6 +47,7 @@ class Machine(Elaboratable):
         domains: clock domains in the order of their numbers: one per core, then uncore, nic, dram.
         host: one :class:`~hw.bus.core.CoreHost` per core, as the host sees it: it drives ``operation``.
         wire: a :data:`~hw.bus.wire.WireStream` that the host drives.
+        wire_out: a :data:`~hw.bus.wire.SentStream`: what the card sends.
         now: per domain, the number of its next edge; its ``advance`` is driven by the host.
         quiet: per domain, whether its next edge may be skipped.
         device_write: a :class:`DeviceWrite`.
@@ -66,6 +67,7 @@ class Machine(Elaboratable):
         self.nic = Nic(config)
         self.host = [core.host for core in self.core]
         self.wire = self.nic.wire
+        self.wire_out = self.nic.wire_out
         self.device_write = DeviceWrite(self.llc)
 
         self.now = {domain: Now(domain) for domain in self.domains}

@@ -1,4 +1,4 @@
-"""Prefetches receive descriptors by cache line into a descriptor cache."""
+"""Prefetches descriptors by cache line into a descriptor cache."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -10,8 +10,8 @@ from hw.bus.tilelink import LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
 from hw.bus.tlp import TlpHeader, TlpStatus, TlpStream, TlpType
 from hw.lib.probe import Counter
 
-from .descriptors import DESCRIPTOR_BYTES, AdvancedRxRead
-from .layouts import RxDescriptor
+from .descriptors import DESCRIPTOR_BYTES
+from .ring import RX_RING, Ring
 
 __all__ = ["INDEX_WIDTH", "PER_LINE", "DescriptorFetch", "RingPosition"]
 
@@ -31,7 +31,7 @@ class RingPosition(data.Struct):
 
 
 class DescriptorFetch(wiring.Component):
-    """Reads descriptors ``head`` to ``tail - 1`` in order, never beyond the tail, and offers their buffers in order.
+    """Reads descriptors ``head`` to ``tail - 1`` of ``kind`` in order, never beyond the tail, and offers them in order.
 
     ``start`` (one cycle, while ``idle``) empties the cache and begins at index ``head``. While ``running``, a
     line is read as soon as the cache has room and the tail has passed its end; part of a line is
@@ -40,36 +40,42 @@ class DescriptorFetch(wiring.Component):
     beat each (a line is the read completion boundary), may come in any order.
 
     A descriptor is offered from the edge after its completion's on. ``exhausted``: the card has no descriptor, nor
-    one on its way. ``error`` (one cycle): a completion refused the read, or gave a buffer address beyond
-    the physical address space.
+    one on its way. ``error`` (one cycle): a completion refused the read, or gave a descriptor that stops the queue.
+    ``permit`` low puts a read off that ``wants`` to be issued: of several queues one issues at a time.
 
     Raises:
         ValueError: when ``cache`` is not a power of two of at least 8 descriptors, or there are no ``read_tags``.
     """
 
-    ring: In(RingPosition)
-    head: In(INDEX_WIDTH)
-    start: In(1)
-    running: In(1)
-    completion: In(TlpStream)
-    read: Out(TlpStream)
-    descriptor: Out(stream.Signature(RxDescriptor))
-    exhausted: Out(1)
-    error: Out(1)
-    idle: Out(1)  #: no read is in flight
-    issue: Out(1)  #: a read is issued at this edge, ...
-    issue_address: Out(PHYSICAL_ADDRESS_WIDTH)  #: ... here, ...
-    issue_count: Out(range(PER_LINE + 1))  #: ... of so many descriptors
-    quiet: Out(1)
-
-    def __init__(self, *, cache: int, read_tags: int, first_tag: int = 0):
+    def __init__(self, kind: Ring = RX_RING, *, cache: int, read_tags: int, first_tag: int = 0):
         if cache < 8 or cache & (cache - 1):
             raise ValueError(f"a descriptor cache is a power of two of at least 8 descriptors, not {cache}")
         if read_tags < 1:
             raise ValueError(f"fetching needs at least one read tag, not {read_tags}")
         if first_tag + cache // PER_LINE > 256:
             raise ValueError(f"tags {first_tag} to {first_tag + cache // PER_LINE - 1} exceed 8 bits")
-        super().__init__()
+        self.kind = kind
+        super().__init__(
+            {
+                "ring": In(RingPosition),
+                "head": In(INDEX_WIDTH),
+                "start": In(1),
+                "running": In(1),
+                "permit": In(1, init=1),
+                "completion": In(TlpStream),
+                "read": Out(TlpStream),
+                "descriptor": Out(stream.Signature(kind.taken)),
+                "index": Out(INDEX_WIDTH),  #: of the descriptor that is offered, or will be next
+                "exhausted": Out(1),
+                "error": Out(1),
+                "idle": Out(1),  #: no read is in flight
+                "wants": Out(1),
+                "issue": Out(1),  #: a read is issued at this edge, ...
+                "issue_address": Out(PHYSICAL_ADDRESS_WIDTH),  #: ... here, ...
+                "issue_count": Out(range(PER_LINE + 1)),  #: ... of so many descriptors
+                "quiet": Out(1),
+            }
+        )
         self.cache, self.read_tags, self.first_tag = cache, read_tags, first_tag
         self.rows = cache // PER_LINE
         self._next = Signal(INDEX_WIDTH, name="next")  # index of the next descriptor to read
@@ -123,7 +129,7 @@ class DescriptorFetch(wiring.Component):
             m.d.comb += [count.eq(PER_LINE - lane), whole.eq(1)]
         read_valid, header = Signal(), Signal(TlpHeader)
         m.d.comb += [
-            want.eq(
+            self.wants.eq(
                 self.running
                 & ~read_valid
                 & (count != 0)
@@ -132,6 +138,7 @@ class DescriptorFetch(wiring.Component):
                 & (in_flight != self.read_tags)
                 & ~busy.bit_select(row, 1)
             ),
+            want.eq(self.wants & self.permit),
             end.eq(next + count),
             self.issue.eq(want),
             self.issue_count.eq(count),
@@ -166,8 +173,9 @@ class DescriptorFetch(wiring.Component):
         """Take a completion; returns the row it is for, which of its descriptors came, and the line."""
         beat = self.completion.payload
         row = Signal(range(self.rows))
-        lanes, beyond = Signal(PER_LINE), Signal(PER_LINE)
-        line = data.View(data.ArrayLayout(AdvancedRxRead, PER_LINE), beat.data)
+        lanes, stops = Signal(PER_LINE), Signal(PER_LINE)
+        source = data.View(data.ArrayLayout(self.kind.source, PER_LINE), beat.data)
+        line = Signal(data.ArrayLayout(self.kind.taken, PER_LINE))
         m.d.comb += self.completion.ready.eq(1)
         with m.If(self.completion.valid):
             good = beat.header.status == TlpStatus.SUCCESS
@@ -177,33 +185,34 @@ class DescriptorFetch(wiring.Component):
                 row.eq(beat.header.tag - self.first_tag),
                 answered.eq(1 << row),
                 lanes.eq(Mux(good, ((1 << count[:3]) - 1) << first, 0)),
-                beyond.eq(Cat(d.packet_address >> PHYSICAL_ADDRESS_WIDTH != 0 for d in line)),
-                self.error.eq(~good | (lanes & beyond).any()),
+                stops.eq(Cat(self.kind.take(m, *pair) for pair in zip(source, line, strict=True))),
+                self.error.eq(~good | (lanes & stops).any()),
             ]
         return row, lanes, line
 
     def _offer(self, m, taken, row, lanes, line):
         """Keep what arrived, and offer it in order."""
-        m.submodules.buffers = buffers = Memory(
-            shape=data.ArrayLayout(PHYSICAL_ADDRESS_WIDTH, PER_LINE), depth=self.rows, init=[]
+        m.submodules.descriptors = rows = Memory(
+            shape=data.ArrayLayout(self.kind.taken, PER_LINE), depth=self.rows, init=[]
         )
-        write, read = buffers.write_port(domain="nic", granularity=1), buffers.read_port(domain="comb")
+        write, read = rows.write_port(domain="nic", granularity=1), rows.read_port(domain="comb")
         present = Signal(self.cache)
         arrived, consumed = Signal(self.cache), Signal(self.cache)
         slot = taken[:-1]
         with m.If(lanes.any()):
             m.d.comb += [write.en.eq(lanes), arrived.eq(lanes << (row << 2))]
-            m.d.comb += [write.data[lane].eq(d.packet_address) for lane, d in enumerate(line)]
+            m.d.comb += write.data.eq(line)
         m.d.comb += [
             write.addr.eq(row),
             read.addr.eq(slot >> 2),
-            self.descriptor.payload.address.eq(read.data[slot % PER_LINE]),
+            self.descriptor.payload.eq(read.data[slot % PER_LINE]),
             self.descriptor.valid.eq(self.running & present.bit_select(slot, 1)),
         ]
         with m.If(self.descriptor.valid & self.descriptor.ready):
             m.d.comb += consumed.eq(1 << slot)
-            m.d.nic += taken.eq(taken + 1)
+            following = self.index + 1
+            m.d.nic += [taken.eq(taken + 1), self.index.eq(Mux(following == self.ring.size, 0, following))]
         with m.If(self.start):
-            m.d.nic += present.eq(0)
+            m.d.nic += [present.eq(0), self.index.eq(self.head)]
         with m.Elif(arrived.any() | consumed.any()):
             m.d.nic += present.eq((present | arrived) & ~consumed)

@@ -1,6 +1,7 @@
 """Descriptor formats, one definition for the RTL and for software.
 
-Intel 82599 10 GbE Controller Datasheet, section 7.1.6 (advanced receive descriptors). All are 16 bytes, little-endian.
+Intel 82599 10 GbE Controller Datasheet, sections 7.1.6 (advanced receive descriptors) and 7.2.3 (transmit descriptors).
+All are 16 bytes, little-endian.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,12 @@ __all__ = [
     "DESCRIPTOR_BYTES",
     "RX_READ",
     "RX_WRITE_BACK",
+    "TX_DATA",
+    "TX_WRITE_BACK",
     "AdvancedRxRead",
     "AdvancedRxWriteBack",
+    "AdvancedTxData",
+    "AdvancedTxWriteBack",
     "Format",
     "PacketType",
 ]
@@ -72,6 +77,37 @@ class AdvancedRxWriteBack(data.Struct):
     vlan: 16
 
 
+class AdvancedTxData(data.Struct):
+    """What the driver writes to send (section 7.2.3.2.4). A legacy descriptor (7.2.3.2.1) has DEXT = 0."""
+
+    address: 64
+    length: 16  #: bytes in this buffer
+    reserved: 2
+    mac: 2
+    dtyp: 4  #: 3 = data, 2 = context
+    eop: 1  #: the packet ends here
+    ifcs: 1  #: insert the FCS
+    legacy_insert_checksum: 1  #: IC of a legacy descriptor
+    rs: 1  #: write this descriptor back when done
+    reserved2: 1
+    dext: 1  #: 1 = advanced
+    vle: 1  #: insert a VLAN tag
+    tse: 1  #: segment
+    status: 4
+    context_index: 3
+    check_context: 1
+    popts: 6  #: bit 0 = IXSM, bit 1 = TXSM
+    payload_length: 18  #: bytes of the packet
+
+
+class AdvancedTxWriteBack(data.Struct):
+    """What the card writes back (section 7.2.3.2.4)."""
+
+    reserved: 96
+    dd: 1  #: descriptor done
+    reserved2: 31
+
+
 class Format:
     """Packs and unpacks a structure of ``amaranth.lib.data`` as bytes, for software. Nested fields are dotted.
 
@@ -122,3 +158,5 @@ def _flatten(layout: data.Layout, prefix: str, base: int) -> Any:
 
 RX_READ = Format(AdvancedRxRead)
 RX_WRITE_BACK = Format(AdvancedRxWriteBack)
+TX_DATA = Format(AdvancedTxData)
+TX_WRITE_BACK = Format(AdvancedTxWriteBack)

@@ -92,9 +92,10 @@ class InterruptVector(wiring.Component):
 class Interrupts(wiring.Component):
     """Gathers causes in EICR, masks them by EIMS, moderates them by vector and sends MSI-X messages.
 
-    ``rx_causes`` (one bit per queue) become EICR bits by IVAR, ``other_causes`` are EICR bits by themselves and
-    have the vector of IVAR_MISC.OTHER. A cause signalled at edge t is in EICR at t + 1; its message, if nothing
-    holds it back, is offered from edge t + 2 on. A cause that is masked stays in EICR, and fires when it is unmasked.
+    ``rx_causes`` and ``tx_causes`` (one bit per queue) become EICR bits by IVAR, ``other_causes`` are EICR bits by
+    themselves and have the vector of IVAR_MISC.OTHER. A cause signalled at edge t is in EICR at t + 1; its message, if
+    nothing holds it back, is offered from edge t + 2 on. A cause that is masked stays in EICR, and fires when it
+    is unmasked.
     EICR bit n stands for vector n; a vector above 15 has only the other causes.
 
     A message clears the causes in EIAC, and masks those in EIAM if GPIE.EIAME. A cause that stays set
@@ -113,6 +114,7 @@ class Interrupts(wiring.Component):
                 "ivar": In(register_layout(REG.IVAR)).array((queues + 1) // 2),
                 "eitr": In(register_layout(REG.EITR)).array(count),
                 "rx_causes": In(queues),
+                "tx_causes": In(queues),
                 "other_causes": In(32),
                 "reset": In(1),
                 "now": In(NOW_WIDTH),
@@ -145,10 +147,14 @@ class Interrupts(wiring.Component):
 
         strobes = {register.name: Signal(name=register.name) for register in (REG.EICR, REG.EICS, REG.EIMS, REG.EIMC)}
         seen = Signal()
+        word = Signal(32)  # what is written, by the 16 causes of the extended registers or by all of them
         with m.If(self.bus.write & ~self.bus.table), m.Switch(self.bus.offset):
             for name, strobe in strobes.items():
                 with m.Case(REGISTERS[name].offset()):
-                    m.d.comb += strobe.eq(1)
+                    m.d.comb += [strobe.eq(1), word.eq(self.bus.data)]
+                if f"{name}_EX" in REGISTERS:
+                    with m.Case(REGISTERS[f"{name}_EX"].offset()):
+                        m.d.comb += [strobe.eq(1), word.eq(self.bus.data[:QUEUE_CAUSES])]
             for index, vector in enumerate(self.vectors):
                 with m.Case(REG.EITR.offset(index)):
                     m.d.comb += vector.restart.eq(~self.bus.data[REG.EITR.CNT_WDIS.low])
@@ -168,12 +174,12 @@ class Interrupts(wiring.Component):
 
         # Causes
         raised, clear, message_clear = Signal(32), Signal(32), Signal(32)
-        with m.If(self.rx_causes.any() | self.other_causes.any() | strobes["EICS"]):
-            m.d.comb += raised.eq(self._map_queues() | self.other_causes | Mux(strobes["EICS"], self.bus.data, 0))
+        with m.If(self.rx_causes.any() | self.tx_causes.any() | self.other_causes.any() | strobes["EICS"]):
+            m.d.comb += raised.eq(self._map_queues() | self.other_causes | Mux(strobes["EICS"], word, 0))
         with m.If(seen):
             m.d.comb += clear.eq(Mux(self.gpie.OCD, CLEARED_WITH_OCD, 2**32 - 1))
         with m.If(strobes["EICR"]):
-            m.d.comb += clear.eq(self.bus.data)
+            m.d.comb += clear.eq(word)
         with m.If(send):
             m.d.comb += message_clear.eq(chosen_causes & self.eiac.value)
         with m.If(raised.any() | clear.any() | send):
@@ -182,19 +188,19 @@ class Interrupts(wiring.Component):
         # Masks
         mask, unmask = Signal(32), Signal(32)
         with m.If(strobes["EIMS"]):
-            m.d.comb += unmask.eq(self.bus.data)
+            m.d.comb += unmask.eq(word)
         with m.If(strobes["EIMC"]):
-            m.d.comb += mask.eq(self.bus.data)
+            m.d.comb += mask.eq(word)
         with m.If(self.gpie.EIAME):
             with m.If(send):
                 m.d.comb += mask.eq(chosen_causes & self.eiam.value)
                 with m.If(strobes["EIMC"]):
-                    m.d.comb += mask.eq((chosen_causes & self.eiam.value) | self.bus.data)
+                    m.d.comb += mask.eq((chosen_causes & self.eiam.value) | word)
         with m.Else():
             with m.If(seen | strobes["EICR"]):
                 m.d.comb += mask.eq(clear & self.eiam.value)
             with m.If(strobes["EICS"]):
-                m.d.comb += unmask.eq(self.bus.data & self.eiam.value)
+                m.d.comb += unmask.eq(word & self.eiam.value)
         with m.If(mask.any() | unmask.any()):
             m.d.nic += masks.eq((masks & ~mask) | unmask)
 
@@ -213,6 +219,7 @@ class Interrupts(wiring.Component):
                 Cat(vector.quiet for vector in self.vectors).all()
                 & ~busy
                 & ~self.rx_causes.any()
+                & ~self.tx_causes.any()
                 & ~self.other_causes.any()
                 & ~self.bus.write
                 & ~self.bus.read
@@ -231,9 +238,10 @@ class Interrupts(wiring.Component):
         """EICR bits of the queues that signal a cause."""
         bits = 0
         for queue in range(self.queues):
-            entry = self.ivar[queue // 2]
-            vector, valid = (entry.RX_ODD, entry.RX_ODD_VALID) if queue % 2 else (entry.RX_EVEN, entry.RX_EVEN_VALID)
-            bits = bits | Mux(self.rx_causes[queue] & valid, (Const(1, QUEUE_CAUSES) << vector)[:QUEUE_CAUSES], 0)
+            entry, place = self.ivar[queue // 2], "ODD" if queue % 2 else "EVEN"
+            for causes, way in ((self.rx_causes, "RX"), (self.tx_causes, "TX")):
+                vector, valid = getattr(entry, f"{way}_{place}"), getattr(entry, f"{way}_{place}_VALID")
+                bits |= Mux(causes[queue] & valid, (Const(1, QUEUE_CAUSES) << vector)[:QUEUE_CAUSES], 0)
         return bits
 
     def _moderate(self, m, unmasked, clear, chosen, send, blocked, consumed, chosen_causes):

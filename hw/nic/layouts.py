@@ -1,11 +1,12 @@
 """Structures shared inside the card: views of registers, and what its blocks tell each other."""
 
 from amaranth.hdl import unsigned
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tilelink import LINE_BITS, PHYSICAL_ADDRESS_WIDTH
+from hw.bus.wire import Rss, RssType
 
 from .descriptors import PacketType
 from .registers import REG, Register
@@ -20,6 +21,12 @@ __all__ = [
     "QueueRegisters",
     "RegisterBus",
     "RxDescriptor",
+    "SentEvent",
+    "TransmitBeat",
+    "TransmitStream",
+    "TxDescriptor",
+    "TxFinished",
+    "TxKind",
     "register_layout",
 ]
 
@@ -53,18 +60,20 @@ class RegisterBus(wiring.Signature):
 
 
 class QueueRegisters(wiring.Signature):
-    """The registers of a receive queue, as seen from the register file: it keeps some, the queue keeps the others."""
+    """The registers of a queue, as seen from the register file: it keeps some, the queue keeps the others.
+
+    Transmit queues have the same fields in the same places as receive queues (TDBAL as RDBAL and so on).
+    """
 
     def __init__(self):
         super().__init__(
             {
-                "rdbal": Out(register_layout(REG.RDBAL)),
-                "rdbah": Out(register_layout(REG.RDBAH)),
-                "rdlen": Out(register_layout(REG.RDLEN)),
-                "rdt": Out(register_layout(REG.RDT)),
-                "srrctl": Out(register_layout(REG.SRRCTL)),
-                "rdh": In(32),
-                "rxdctl": In(32),
+                "base_low": Out(register_layout(REG.RDBAL)),
+                "base_high": Out(register_layout(REG.RDBAH)),
+                "length": Out(register_layout(REG.RDLEN)),
+                "tail": Out(register_layout(REG.RDT)),
+                "head": In(32),
+                "control": In(32),
             }
         )
 
@@ -96,6 +105,35 @@ class Finished(data.Struct):
     length: 16  #: bytes in this buffer
     eop: 1  #: the packet ends here
     packet_type: PacketType
+    rss_type: RssType
+    rss_hash: 32
+    packet: PACKET_WIDTH
+
+
+class TxKind(enum.Enum, shape=2):
+    """What a transmit descriptor is."""
+
+    DATA = 0
+    CONTEXT = 1  #: parameters of offloads, which are not built: it is done with at once
+    BAD = 2  #: of no known type, or with a buffer beyond the physical address space: its packet is dropped
+
+
+class TxDescriptor(data.Struct):
+    """A descriptor on its way to the transmit DMA."""
+
+    address: PHYSICAL_ADDRESS_WIDTH  #: of the buffer
+    length: 16  #: bytes in it
+    eop: 1
+    insert_fcs: 1  #: counts in a packet's first descriptor, as ``offload``
+    offload: 1  #: asks for something that is not built
+    report: 1  #: to be written back
+    kind: TxKind
+
+
+class TxFinished(data.Struct):
+    """A transmit descriptor whose buffer the card needs no more."""
+
+    report: 1
     packet: PACKET_WIDTH
 
 
@@ -112,7 +150,29 @@ class FrameEnd(data.Struct):
     discard: 1  #: the frame must leave no trace
     length: 16  #: bytes that go to memory
     packet: PACKET_WIDTH
+    rss: Rss
 
+
+class TransmitBeat(data.Struct):
+    """Up to 64 bytes of a packet on its way from the transmit packet buffer to the MAC."""
+
+    data: LINE_BITS  #: what is behind the packet in its last beat does not count
+    first: 1
+    last: 1
+    length: 16  #: bytes of the packet; constant over its beats
+    packet: PACKET_WIDTH
+    insert_fcs: 1  #: pad it and append the FCS
+
+
+class SentEvent(data.Struct):
+    """What the transmitting MAC counts at the end of a frame."""
+
+    valid: 1  #: for one cycle
+    length: 16  #: bytes of the frame, FCS included
+
+
+#: A stream of :class:`TransmitBeat`.
+TransmitStream = stream.Signature(TransmitBeat)
 
 #: What comes from the MAC cannot be held up.
 MacStream = stream.Signature(MacBeat, always_ready=True)

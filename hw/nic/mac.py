@@ -5,9 +5,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.memory import PACKET_WIDTH
-from hw.bus.tilelink import LINE_BITS, LINE_BYTES
+from hw.bus.tilelink import LINE_BITS
 from hw.bus.wire import WireStream
-from hw.config import INTER_FRAME_GAP_BYTES, PREAMBLE_BYTES, MachineConfig
+from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
 from hw.lib.ram import RAM
 from hw.lib.time import NOW_WIDTH, Timer
@@ -16,13 +16,9 @@ from .crc import CRC_INIT, CRC_RESIDUES, Crc32
 from .drop import DropReason
 from .layouts import FrameEndStream, MacEvents, MacStream, register_layout
 from .registers import REG
+from .wire_clock import WireClock
 
-__all__ = ["FRACTION_BITS", "MacReceive"]
-
-#: Wire time is kept in cycles with this many fraction bits, and a byte's time is rounded down: a deadline is exact as
-#: long as traffic without a pause has less than 2**32 / d bytes, d being the denominator of a byte's time in
-#: cycles (5 at 10G and 500 MHz); beyond, a cycle early for every so many bytes.
-FRACTION_BITS = 32
+__all__ = ["FCS_BYTES", "MIN_FRAME", "MacReceive"]
 
 #: Shortest frame, and the longest one without jumbo frames (IEEE 802.3; datasheet section 8.2.3.22, MAXFRS).
 MIN_FRAME = 64
@@ -73,7 +69,7 @@ class MacReceive(wiring.Component):
 
     def __init__(self, config: MachineConfig):
         super().__init__()
-        self.cycles_per_byte = int(config.cycles_per_byte(config.nic.line_gbps) * 2**FRACTION_BITS)
+        self.clock = WireClock(config)
         self.max_frame = config.nic.max_frame
         self.beats = RAM(width=LINE_BITS, depth=2, domain="nic")
         self.crc32 = Crc32()
@@ -88,6 +84,7 @@ class MacReceive(wiring.Component):
         """Elaborate."""
         m = Module()
 
+        m.submodules.clock = clock = self.clock
         m.submodules.beats = beats = self.beats
         m.submodules.crc32 = crc32 = self.crc32
 
@@ -112,15 +109,21 @@ class MacReceive(wiring.Component):
 
         # On the wire: waits until its last byte has arrived
         waiting = Signal(_Beat)
-        waiting_bytes = Signal(range(LINE_BYTES + 1))
-        deadline = Signal(NOW_WIDTH)
+        # A frame handed over to an idle wire, one edge ago, does not begin before that
+        handed_over, start = (self.now - 1)[:NOW_WIDTH], Signal(NOW_WIDTH)
         m.d.comb += [
-            due.eq(waiting_valid & (self.now >= deadline)),
+            start.eq(Mux(idle & (handed_over > incoming.start), handed_over, incoming.start)),
+            clock.take.eq(move),
+            clock.first.eq(incoming.first),
+            clock.last.eq(incoming.last),
+            clock.length.eq(incoming.length),
+            clock.start.eq(start),
+            due.eq(waiting_valid & (self.now >= clock.deadline)),
             move.eq(incoming_valid & (~waiting_valid | due)),
             beats.read_enable.eq(due),
             beats.read_address.eq(take),
             self.arrival.armed.eq(waiting_valid),
-            self.arrival.deadline.eq(deadline),
+            self.arrival.deadline.eq(clock.deadline),
         ]
         with m.If(due | move):
             m.d.nic += waiting_valid.eq(move)
@@ -128,7 +131,6 @@ class MacReceive(wiring.Component):
             m.d.nic += take.eq(~take)
         with m.If(move):
             m.d.nic += waiting.eq(incoming)
-            self._schedule(m, incoming, idle, deadline, waiting_bytes)
         last_bit = due & waiting.last
         self.frame.emit(m, last_bit, packet=waiting.packet, length=waiting.length)
         self.frames.increment(m, last_bit)
@@ -136,10 +138,10 @@ class MacReceive(wiring.Component):
 
         # Arrived: passed on, while the FCS and the address are looked at
         arrived, arrived_valid = Signal(_Beat), Signal()
-        arrived_bytes = Signal.like(waiting_bytes)
+        arrived_bytes = Signal.like(clock.octets)
         m.d.nic += arrived_valid.eq(due)
         with m.If(due):
-            m.d.nic += [arrived.eq(waiting), arrived_bytes.eq(waiting_bytes)]
+            m.d.nic += [arrived.eq(waiting), arrived_bytes.eq(clock.octets)]
         crc, ours, tagged = Signal(32), Signal(), Signal()
         m.d.comb += [
             self.packets.valid.eq(arrived_valid),
@@ -172,35 +174,6 @@ class MacReceive(wiring.Component):
         # A beat handed over needs no mention: the engine executes the edge at which it hands one over
         m.d.comb += self.quiet.eq(~move & ~due & ~arrived_valid & ~ended & (spoiled | ~self.resetting))
         return m
-
-    def _schedule(self, m, beat, idle, deadline, size):
-        """When the last byte of ``beat`` has arrived, and how many bytes it holds."""
-        # The end of the last byte so far, or of the gap behind the last frame
-        cycle, fraction = Signal(NOW_WIDTH), Signal(FRACTION_BITS)
-        left = Signal(16)  # bytes of the frame not yet scheduled
-        from_cycle, from_fraction = Signal.like(cycle), Signal.like(fraction)
-        rest, beat_bytes = Signal(16), Signal.like(size)
-        end, line = Signal(63), Signal(63)  # fixed point, from from_cycle on
-        # A frame handed over to an idle wire, one edge ago, does not begin before that
-        handed_over, start = (self.now - 1)[:NOW_WIDTH], Signal(NOW_WIDTH)
-        m.d.comb += start.eq(Mux(idle & (handed_over > beat.start), handed_over, beat.start))
-        late = beat.first & (start > cycle)
-        before = Mux(beat.first, PREAMBLE_BYTES, 0)
-        m.d.comb += [
-            from_cycle.eq(Mux(late, start, cycle)),
-            from_fraction.eq(Mux(late, 0, fraction)),
-            rest.eq(Mux(beat.first, beat.length, left)),
-            beat_bytes.eq(Mux(rest > LINE_BYTES, LINE_BYTES, rest)),
-            end.eq(from_fraction + (beat_bytes + before) * self.cycles_per_byte),
-            line.eq(end + Mux(beat.last, INTER_FRAME_GAP_BYTES * self.cycles_per_byte, 0)),
-        ]
-        m.d.nic += [
-            cycle.eq(from_cycle + (line >> FRACTION_BITS)),
-            fraction.eq(line[:FRACTION_BITS]),
-            left.eq(rest - beat_bytes),
-            size.eq(beat_bytes),
-            deadline.eq(from_cycle + ((end + (2**FRACTION_BITS - 1)) >> FRACTION_BITS)),
-        ]
 
     def _is_ours(self, beat):
         """Whether a filter accepts the destination address (datasheet section 7.1.1)."""

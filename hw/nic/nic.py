@@ -1,11 +1,11 @@
-"""The card: an Intel 82599's programming model, receiving."""
+"""The card: an Intel 82599's programming model."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.bus.tlp import TlpPort, TlpType
-from hw.bus.wire import WireStream
+from hw.bus.tlp import TlpPort, TlpStatus, TlpType
+from hw.bus.wire import SentStream, WireStream
 from hw.config import MachineConfig
 from hw.lib.time import NOW_WIDTH
 
@@ -13,11 +13,15 @@ from .interrupts import Interrupts
 from .layouts import RegisterBus, register_layout
 from .mac import MacReceive
 from .packet_buffer import PacketBuffer
+from .read_limit import ReadLimit
 from .register_file import RegisterFile
-from .registers import REG
+from .registers import QUEUE_CAUSES, REG
+from .rss import ReceiveSideScaling
 from .rx import Receive
 from .statistics import OctetStatistic, Statistic
 from .tlp_arbiter import TlpArbiter
+from .tx import Transmit
+from .tx_mac import MacTransmit
 
 __all__ = ["Nic", "ResetControl"]
 
@@ -71,13 +75,15 @@ class ResetControl(wiring.Component):
 class Nic(wiring.Component):
     """The whole card, in domain ``nic``.
 
-    ``wire``: frames, see :class:`hw.nic.mac.MacReceive`. ``pcie``: one stream of TLPs each way; everything the
+    ``wire``: frames that come in, see :class:`hw.nic.mac.MacReceive`. ``wire_out``: those that go out, see
+    :class:`hw.nic.tx_mac.MacTransmit`. ``pcie``: one stream of TLPs each way; everything the
     card sends leaves in the order in which the arbiter took it, so a packet's payload goes before its
     descriptor and the descriptor before its interrupt, and a register read's answer after all of what was
-    sent before.
+    sent before. At most ``nic.read_tags`` reads are in flight.
     """
 
     wire: In(WireStream)
+    wire_out: Out(SentStream)
     pcie: Out(TlpPort())
     now: In(NOW_WIDTH)
     quiet: Out(1)
@@ -86,51 +92,55 @@ class Nic(wiring.Component):
         super().__init__()
         self.mac = MacReceive(config)
         self.packet_buffer = PacketBuffer(config.nic.packet_buffer_kib)
+        self.rss = ReceiveSideScaling()
         self.rx = Receive(config)
-        self.interrupt = Interrupts(config)
-        self.registers = RegisterFile(1, config.nic.msix_vectors)
+        self.tx = Transmit(config)
+        self.tx_mac = MacTransmit(config)
+        self.queues = config.nic.queues
+        self.interrupt = Interrupts(config, self.queues)
+        self.registers = RegisterFile(self.queues, config.nic.msix_vectors)
         self.control = ResetControl()
-        self.arbiter = TlpArbiter(5)
+        # Register reads, interrupts, descriptors of either direction, payload to be read, and written
+        self.arbiter = TlpArbiter(2 + 4 * self.queues + 2)
+        self.read_limit = ReadLimit(config.nic.read_tags)
         self.statistics = [
-            Statistic(register) for register in (REG.CRCERRS, REG.RUC, REG.RFC, REG.ROC, REG.RJC, REG.GPRC, REG.RXMPC)
+            Statistic(register)
+            for register in (REG.CRCERRS, REG.RUC, REG.RFC, REG.ROC, REG.RJC, REG.GPRC, REG.RXMPC, REG.GPTC)
         ]
         self.octets = OctetStatistic(REG.GORCL, REG.GORCH)
+        self.sent_octets = OctetStatistic(REG.GOTCL, REG.GOTCH)
 
     def elaborate(self, platform):
         """Elaborate."""
         m = Module()
         m.submodules.mac = mac = self.mac
         m.submodules.packet_buffer = buffer = self.packet_buffer
+        m.submodules.rss = rss = self.rss
         m.submodules.rx = rx = self.rx
+        m.submodules.tx = tx = self.tx
+        m.submodules.tx_mac = tx_mac = self.tx_mac
         m.submodules.interrupt = interrupt = self.interrupt
         m.submodules.registers = registers = self.registers
         m.submodules.control = control = self.control
         m.submodules.arbiter = arbiter = self.arbiter
+        m.submodules.read_limit = self.read_limit
 
         # Packets
         wiring.connect(m, mac.wire, wiring.flipped(self.wire))
         wiring.connect(m, buffer.input, mac.packets)
-        wiring.connect(m, buffer.end, mac.end)
-        wiring.connect(m, rx.packets, buffer.output)
-        m.d.comb += [mac.now.eq(self.now), interrupt.now.eq(self.now)]
-
-        # TLPs in: completions to the receive side, requests to the registers
-        incoming = self.pcie.receive
-        is_completion = incoming.payload.header.kind == TlpType.COMPLETION
         m.d.comb += [
-            rx.completion.payload.eq(incoming.payload),
-            rx.completion.valid.eq(incoming.valid & is_completion),
-            registers.request.payload.eq(incoming.payload),
-            registers.request.valid.eq(incoming.valid & ~is_completion),
-            incoming.ready.eq(Mux(is_completion, rx.completion.ready, registers.request.ready)),
+            rss.beats.valid.eq(mac.packets.valid),
+            rss.beats.payload.eq(mac.packets.payload),
+            buffer.end.valid.eq(mac.end.valid),
+            buffer.end.payload.eq(mac.end.payload),
+            buffer.end.payload.rss.eq(rss.result),
         ]
+        wiring.connect(m, rx.packets, buffer.output)
+        wiring.connect(m, tx_mac.packets, tx.packets)
+        wiring.connect(m, wiring.flipped(self.wire_out), tx_mac.wire)
+        m.d.comb += [part.now.eq(self.now) for part in (mac, tx_mac, interrupt)]
 
-        # TLPs out. Before payload and write-back come those that are few, so nobody starves
-        sources = (registers.completion, interrupt.send, rx.read, rx.write_back_send, rx.payload)
-        for source, sink in zip(sources, arbiter.inputs, strict=True):
-            wiring.connect(m, sink, source)
-        wiring.connect(m, wiring.flipped(self.pcie.send), arbiter.output)
-
+        self._tlps(m)
         self._registers(m)
         self._statistics(m)
 
@@ -138,36 +148,91 @@ class Nic(wiring.Component):
         other = Signal(register_layout(REG.EICR))
         m.d.comb += [
             other.MISSED.eq(buffer.missed),
-            other.DHER.eq(rx.error),
+            other.DHER.eq(rx.error | tx.error),
             interrupt.other_causes.eq(other.value),
-            interrupt.rx_causes.eq(rx.cause),
+            interrupt.rx_causes.eq(rx.causes),
+            interrupt.tx_causes.eq(tx.causes),
         ]
 
         # Reset
-        dma_idle = rx.idle
+        dma_idle = rx.idle & tx.idle
         m.d.comb += [
             control.dma_idle.eq(dma_idle),
-            control.drained.eq(dma_idle & rx.disabled & buffer.empty & interrupt.idle),
-            mac.resetting.eq(control.resetting),
-            rx.resetting.eq(control.resetting),
-            rx.master.eq(control.master),
-            *(part.reset.eq(control.reset) for part in (registers, rx, interrupt)),
+            control.drained.eq(
+                dma_idle & Cat(rx.disabled, tx.disabled, buffer.empty, tx.empty, interrupt.idle, tx_mac.idle).all()
+            ),
+            *(part.resetting.eq(control.resetting) for part in (mac, rx, tx)),
+            *(part.master.eq(control.master) for part in (rx, tx)),
+            *(part.reset.eq(control.reset) for part in (registers, rss, rx, tx, interrupt)),
         ]
 
-        children = (mac, buffer, rx, interrupt, registers, control, arbiter)
+        children = (mac, buffer, rss, rx, tx, tx_mac, interrupt, registers, control, arbiter)
         m.d.comb += self.quiet.eq(Cat(child.quiet for child in children).all())
         return m
 
+    def _tlps(self, m: Module) -> None:
+        """Completions to the parts that read, requests to the registers; everything sent through the arbiter."""
+        registers, rx, tx, limit = self.registers, self.rx, self.tx, self.read_limit
+        incoming = self.pcie.receive
+        is_completion = incoming.payload.header.kind == TlpType.COMPLETION
+        is_received = rx.tags.is_receive(incoming.payload.header.tag)
+        for sink, mine in (
+            (registers.request, ~is_completion),
+            (rx.completion, is_completion & is_received),
+            (tx.completion, is_completion & ~is_received),
+        ):
+            m.d.comb += [sink.payload.eq(incoming.payload), sink.valid.eq(incoming.valid & mine)]
+        m.d.comb += [
+            incoming.ready.eq(Mux(is_completion, is_received | tx.completion.ready, registers.request.ready)),
+            limit.answered.eq(
+                incoming.valid
+                & incoming.ready
+                & is_completion
+                & (
+                    (incoming.payload.header.remaining == incoming.payload.header.length)
+                    | (incoming.payload.header.status != TlpStatus.SUCCESS)
+                )
+            ),
+            limit.sent.eq(
+                self.pcie.send.valid
+                & self.pcie.send.ready
+                & (self.pcie.send.payload.header.kind == TlpType.MEMORY_READ)
+            ),
+        ]
+
+        # Before payload and write-back come those that are few, so nobody starves
+        sources = [registers.completion, self.interrupt.send]
+        reads = [*rx.reads, *tx.reads]
+        others = [*rx.write_backs, *tx.write_backs, rx.payload]
+        inputs = list(self.arbiter.inputs)
+        for source, sink in zip([*sources, *reads, *others], inputs, strict=True):
+            if source in reads:
+                m.d.comb += [
+                    sink.payload.eq(source.payload),
+                    sink.valid.eq(source.valid & limit.free),
+                    source.ready.eq(sink.ready & limit.free),
+                ]
+            else:
+                wiring.connect(m, sink, source)
+        wiring.connect(m, wiring.flipped(self.pcie.send), self.arbiter.output)
+
     def _registers(self, m: Module) -> None:
         """Connect every live register with the block that keeps it or looks at it."""
-        file, mac, rx, interrupt, control = self.registers, self.mac, self.rx, self.interrupt, self.control
-        queue = rx.registers
-        for block in (rx, interrupt, control):
+        file, mac, rx, tx, interrupt, control = (
+            self.registers,
+            self.mac,
+            self.rx,
+            self.tx,
+            self.interrupt,
+            self.control,
+        )
+        for block in (self.rss, rx, tx, interrupt, control):
             wiring.connect(m, block.bus, file.bus)
         looks = {
             mac: {n: n.upper() for n in ("rxctrl", "fctrl", "hlreg0", "rdrxctl", "maxfrs")}
             | {"ral": "RAL0", "rah": "RAH0"},
-            queue: {n: f"{n.upper()}0" for n in ("rdbal", "rdbah", "rdlen", "rdt", "srrctl")},
+            self.tx_mac: {"hlreg0": "HLREG0"},
+            self.rss: {"mrqc": "MRQC"},
             interrupt: {n: n.upper() for n in ("eiac", "eiam", "gpie", "ivar_misc")},
         }
         for block, names in looks.items():
@@ -186,18 +251,29 @@ class Nic(wiring.Component):
             file.EICS.eq(interrupt.eicr),
             file.EIMS.eq(interrupt.eims),
             file.EIMC.eq(interrupt.eims),
-            file.RDH0.eq(queue.rdh),
-            file.RXDCTL0.eq(queue.rxdctl),
-            file.QPRC0.eq(rx.qprc),
-            file.QBRC_L0.eq(rx.qbrc_l),
-            file.QBRC_H0.eq(rx.qbrc_h),
-            file.QPRDC0.eq(rx.qprdc),
+            file.EICS_EX0.eq(interrupt.eicr[:QUEUE_CAUSES]),
+            file.EIMS_EX0.eq(interrupt.eims[:QUEUE_CAUSES]),
+            file.EIMC_EX0.eq(interrupt.eims[:QUEUE_CAUSES]),
+            tx.enable.eq(file.DMATXCTL.TE),
         ]
+        for index in range(self.queues):
+            for letter, control_name, queues in (("R", "RXDCTL", rx), ("T", "TXDCTL", tx)):
+                queue = queues.registers[index]
+                for port, name in (("base_low", "BAL"), ("base_high", "BAH"), ("length", "LEN"), ("tail", "T")):
+                    m.d.comb += getattr(queue, port).value.eq(getattr(file, f"{letter}D{name}{index}").value)
+                m.d.comb += [
+                    getattr(file, f"{letter}DH{index}").eq(queue.head),
+                    getattr(file, f"{control_name}{index}").eq(queue.control),
+                ]
+            m.d.comb += rx.srrctl[index].eq(getattr(file, f"SRRCTL{index}"))
+            for block, names in ((rx, ("qprc", "qbrc_l", "qbrc_h", "qprdc")), (tx, ("qptc", "qbtc_l", "qbtc_h"))):
+                m.d.comb += [getattr(file, f"{n.upper()}{index}").eq(getattr(block, n)[index]) for n in names]
 
     def _statistics(self, m: Module) -> None:
         """Count what the MAC and the packet buffer report."""
         m.submodules += self.statistics
         m.submodules.octets = octets = self.octets
+        m.submodules.sent_octets = sent = self.sent_octets
         events, file = self.mac.events, self.registers
         causes = (
             events.crc_error,
@@ -207,11 +283,12 @@ class Nic(wiring.Component):
             events.jabber,
             events.good,
             self.packet_buffer.missed,
+            self.tx_mac.sent.valid,
         )
-        ports = (file.CRCERRS, file.RUC, file.RFC, file.ROC, file.RJC, file.GPRC, file.RXMPC0)
+        ports = (file.CRCERRS, file.RUC, file.RFC, file.ROC, file.RJC, file.GPRC, file.RXMPC0, file.GPTC)
         for statistic, event, port in zip(self.statistics, causes, ports, strict=True):
             m.d.comb += [statistic.event.eq(event), port.eq(statistic.value)]
-        for statistic in (*self.statistics, octets):
+        for statistic in (*self.statistics, octets, sent):
             wiring.connect(m, statistic.bus, file.bus)
             m.d.comb += statistic.reset.eq(self.control.reset)
         m.d.comb += [
@@ -219,4 +296,8 @@ class Nic(wiring.Component):
             octets.amount.eq(events.length),
             file.GORCL.eq(octets.low),
             file.GORCH.eq(octets.high),
+            sent.event.eq(self.tx_mac.sent.valid),
+            sent.amount.eq(self.tx_mac.sent.length),
+            file.GOTCL.eq(sent.low),
+            file.GOTCH.eq(sent.high),
         ]

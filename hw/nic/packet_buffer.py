@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 
 from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tilelink import LINE_BITS, LINE_BYTES
-from hw.bus.wire import PacketStream
+from hw.bus.wire import PacketStream, Rss
 from hw.lib.probe import Counter, Probe
 from hw.lib.ram import RAM
 
@@ -20,6 +20,7 @@ __all__ = ["PacketBuffer"]
 class _Metadata(data.Struct):
     length: 16
     packet: PACKET_WIDTH
+    rss: Rss
 
 
 class PacketBuffer(wiring.Component):
@@ -95,6 +96,7 @@ class PacketBuffer(wiring.Component):
             self.rows.write_data.eq(beat.data),
             metadata.length.eq(end.length),
             metadata.packet.eq(end.packet),
+            metadata.rss.eq(end.rss),
             self.headers.write_enable.eq(commit),
             self.headers.write_address.eq(start),
             self.headers.write_data.eq(metadata),
@@ -124,6 +126,7 @@ class PacketBuffer(wiring.Component):
             output.first.eq(first),
             output.length.eq(Mux(first, metadata.length, held.length)),
             output.packet.eq(Mux(first, metadata.packet, held.packet)),
+            output.rss.eq(Mux(first, metadata.rss, held.rss)),
             output.last.eq(Mux(first, metadata.length, left) <= LINE_BYTES),
             self.empty.eq(~pending & ~loaded),
             self.quiet.eq(~self.input.valid & ~self.end.valid & ~load & ~accept),
@@ -138,4 +141,5 @@ class PacketBuffer(wiring.Component):
                 left.eq(Mux(first, metadata.length, left) - LINE_BYTES),
                 held.length.eq(output.length),
                 held.packet.eq(output.packet),
+                held.rss.eq(output.rss),
             ]

@@ -292,6 +292,15 @@ class REG:
         ),
         keeper=Keeper.FILE,
     )
+    EICS_EX = Register(
+        (Bank(0x00A90, 2),), "8.2.3.5", "sets causes of vectors; 15:0 are EICS's", Access.W1S, keeper=Keeper.BLOCK
+    )
+    EIMS_EX = Register(
+        (Bank(0x00AA0, 2),), "8.2.3.5", "unmasks causes of vectors; 15:0 are EIMS's", Access.W1S, keeper=Keeper.BLOCK
+    )
+    EIMC_EX = Register(
+        (Bank(0x00AB0, 2),), "8.2.3.5", "masks causes of vectors; 15:0 are EIMC's", Access.W1C, keeper=Keeper.BLOCK
+    )
     EITR = Register(
         (Bank(0x00820, 24), Bank(0x12300, 40, 4, 24)),
         "8.2.3.5",
@@ -363,9 +372,32 @@ class REG:
         (Bank(0x0EC80),),
         "8.2.3.7",
         "multiple receive queues",
-        fields=(Field("MRQE", 0, 4, doc="1 = RSS"),),
+        fields=(
+            Field("MRQE", 0, 4, doc="1 = RSS"),
+            _flag("TCP_IPV4", 16, "hash addresses and ports of TCP over IPv4"),
+            _flag("IPV4", 17, "hash the addresses of IPv4"),
+            _flag("IPV6", 20, "hash the addresses of IPv6"),
+            _flag("TCP_IPV6", 21, "hash addresses and ports of TCP over IPv6"),
+            _flag("UDP_IPV4", 22, "hash addresses and ports of UDP over IPv4"),
+            _flag("UDP_IPV6", 23, "hash addresses and ports of UDP over IPv6"),
+        ),
         keeper=Keeper.FILE,
         aliases=(Bank(0x05818),),
+    )
+    RETA = Register(
+        (Bank(0x0EB00, 32),),
+        "8.2.3.7",
+        "RSS: queue of each value of the hash's low 7 bits, a byte each",
+        fields=tuple(Field(f"ENTRY{place}", 8 * place, 4) for place in range(4)),
+        per=Per.OTHER,
+        aliases=(Bank(0x05C00, 32),),
+    )
+    RSSRK = Register(
+        (Bank(0x0EB80, 10),),
+        "8.2.3.7",
+        "RSS: the hash's key, its first byte in bits 7:0 of the first register",
+        per=Per.OTHER,
+        aliases=(Bank(0x05C80, 10),),
     )
 
     # Receive queues
@@ -450,16 +482,78 @@ class REG:
         per=Per.OTHER,
     )
 
+    # Transmit queues
+    TDBAL = Register(
+        (Bank(0x06000, 128, 0x40),),
+        "8.2.3.9",
+        "ring base, bits 31:0; 128-byte aligned, bits 6:0 are ignored",
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
+    TDBAH = Register((Bank(0x06004, 128, 0x40),), "8.2.3.9", "ring base, bits 63:32", keeper=Keeper.FILE, per=Per.QUEUE)
+    TDLEN = Register(
+        (Bank(0x06008, 128, 0x40),),
+        "8.2.3.9",
+        "ring size in bytes, a multiple of 128",
+        fields=(Field("LEN", 0, 20),),
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
+    TDH = Register(
+        (Bank(0x06010, 128, 0x40),),
+        "8.2.3.9",
+        "head: the next descriptor the card is to be done with; writable while the queue is disabled",
+        fields=(Field("HEAD", 0, 16),),
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+    TDT = Register(
+        (Bank(0x06018, 128, 0x40),),
+        "8.2.3.9",
+        "tail: the first descriptor that is not the hardware's",
+        fields=(Field("TAIL", 0, 16),),
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
+    TXDCTL = Register(
+        (Bank(0x06028, 128, 0x40),),
+        "8.2.3.9",
+        "queue control",
+        fields=(
+            Field("PTHRESH", 0, 7, doc="prefetch threshold: without effect, descriptors are fetched by line"),
+            Field("HTHRESH", 8, 7, doc="host threshold: without effect"),
+            Field("WTHRESH", 16, 7, doc="write-back threshold: without effect, descriptors with RS are written back"),
+            _flag("ENABLE", 25, "reads 1 while enabled; falls once a disabled queue has drained, or on an error"),
+        ),
+        keeper=Keeper.BLOCK,
+        per=Per.QUEUE,
+    )
+    DMATXCTL = Register(
+        (Bank(0x04A80),),
+        "8.2.3.9",
+        "transmit DMA control",
+        fields=(_flag("TE", 0, "transmit: without it no packet is begun"),),
+        keeper=Keeper.FILE,
+    )
+    TXPBSIZE = Register(
+        (Bank(0x0CC00, 8),),
+        "8.2.3.9",
+        "transmit packet buffer",
+        fields=(Field("SIZE", 10, 10, doc="KiB"),),
+        reset_of=(160 << 10,),
+        per=Per.OTHER,
+    )
+
     # MAC
     HLREG0 = Register(
         (Bank(0x04240),),
         "8.2.3.22",
         "MAC control",
         fields=(
-            _flag("TXCRCEN", 0, "append the FCS"),
+            _flag("TXCRCEN", 0, "append the FCS to packets that ask for it"),
             _flag("RXCRCSTRP", 1, "strip the FCS (together with RDRXCTL.CRCSTRIP)"),
             _flag("JUMBOEN", 2, "frames up to MAXFRS, else up to 1518 bytes"),
-            _flag("TXPADEN", 10, "pad short frames"),
+            _flag("TXPADEN", 10, "pad short packets that ask for their FCS"),
             _flag("LPBK", 15, "loopback"),
         ),
         reset=1 << 0 | 1 << 1 | 1 << 10,
@@ -493,6 +587,9 @@ class REG:
     GPRC = _statistic(0x04074, "good frames that passed the filters, those missed for want of packet buffer included")
     GORCL = _statistic(0x04088, "bytes of good frames, 31:0")
     GORCH = _statistic(0x0408C, "bytes of good frames, 35:32")
+    GPTC = _statistic(0x04080, "frames sent")
+    GOTCL = _statistic(0x04090, "bytes of frames sent, FCS included, 31:0")
+    GOTCH = _statistic(0x04094, "bytes of frames sent, 35:32")
     RUC = _statistic(0x040A4, "undersize, good FCS")
     RFC = _statistic(0x040A8, "fragments: undersize, bad FCS")
     ROC = _statistic(0x040AC, "oversize, good FCS")
@@ -501,6 +598,9 @@ class REG:
     QBRC_L = _queue_statistic(0x01034, "bytes received by a queue, 31:0")
     QBRC_H = _queue_statistic(0x01038, "bytes received by a queue, 35:32")
     QPRDC = _queue_statistic(0x01430, "dropped for want of a descriptor, or of an enabled queue")
+    QPTC = _queue_statistic(0x06030, "packets sent by a queue")
+    QBTC_L = _statistic(0x08700, "bytes sent by a queue, 31:0", count=16, stride=8, per=Per.QUEUE)
+    QBTC_H = _statistic(0x08704, "bytes sent by a queue, 35:32", count=16, stride=8, per=Per.QUEUE)
 
 
 def _registers() -> Iterator[Register]:

@@ -1,138 +1,155 @@
-"""Receive behind the packet buffer: the queue and its DMA, seen as one."""
+"""Receive behind the packet buffer: the queues and their DMA, seen as one."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tlp import TlpStream
 from hw.bus.wire import PacketStream
 from hw.config import MachineConfig
-from hw.lib.probe import Counter, Probe
 
-from .descriptor_fetch import PER_LINE
-from .descriptors import DESCRIPTOR_BYTES
-from .layouts import QueueRegisters, RegisterBus
+from .layouts import QueueRegisters, RegisterBus, register_layout
+from .queue_set import QueueSet
 from .registers import REG
+from .ring_queue import RingQueue
 from .rx_dma import RxDma
-from .rx_queue import QueueError, RxQueue
+from .rx_queue import RxQueue
 from .statistics import OctetStatistic, Statistic
+from .tags import ReadTags
 
 __all__ = ["Receive"]
 
+#: So many packets of other queues later, a queue writes back what it has of a line.
+PATIENCE = 4
 
-class Receive(wiring.Component):
-    """One queue, index 0, its DMA, and its statistics. Probes lie here, whichever part they speak of.
 
-    ``cause`` is high for one cycle when descriptors have been written back, ``error`` when the queue stopped.
+class Receive(QueueSet):
+    """``nic.queues`` queues, their DMA, and their statistics.
+
+    The DMA takes packets in the order in which they came: one that waits for a descriptor holds up those
+    behind it, whatever their queue, unless its queue may drop.
+
+    ``causes``: a bit per queue, high for one cycle when descriptors of it have been written back. ``error`` is when a
+    queue stops.
     """
 
-    packets: In(PacketStream)
-    bus: In(RegisterBus())
-    registers: In(QueueRegisters())
-    qprc: Out(32)
-    qbrc_l: Out(32)
-    qbrc_h: Out(32)
-    qprdc: Out(32)
-    completion: In(TlpStream)
-    read: Out(TlpStream)
-    payload: Out(TlpStream)
-    write_back_send: Out(TlpStream)
-    master: In(1)
-    resetting: In(1)
-    reset: In(1)
-    cause: Out(1)
-    error: Out(1)
-    idle: Out(1)  #: nothing in flight, nothing waiting to be written
-    disabled: Out(1)
-    quiet: Out(1)
-
     def __init__(self, config: MachineConfig):
-        super().__init__()
-        self.queue = RxQueue(config)
+        count = config.nic.queues
+        super().__init__(
+            {
+                "packets": In(PacketStream),
+                "bus": In(RegisterBus()),
+                "registers": In(QueueRegisters()).array(count),
+                "srrctl": In(register_layout(REG.SRRCTL)).array(count),
+                "qprc": Out(32).array(count),
+                "qbrc_l": Out(32).array(count),
+                "qbrc_h": Out(32).array(count),
+                "qprdc": Out(32).array(count),
+                "completion": In(TlpStream),
+                "reads": Out(TlpStream).array(count),
+                "payload": Out(TlpStream),
+                "write_backs": Out(TlpStream).array(count),
+                "master": In(1),
+                "resetting": In(1),
+                "reset": In(1),
+                "causes": Out(count),
+                "error": Out(1),
+                "idle": Out(1),  #: nothing in flight, nothing waiting to be written
+                "disabled": Out(1),
+                "quiet": Out(1),
+            },
+            [RxQueue(config, index) for index in range(count)],
+            "receive",
+        )
+        self.tags = ReadTags(config.nic)
         self.dma = RxDma(config)
-        self.packets_statistic = Statistic(REG.QPRC)
-        self.octets_statistic = OctetStatistic(REG.QBRC_L, REG.QBRC_H)
-        self.drops_statistic = Statistic(REG.QPRDC)
-        self.descriptor_fetch = Probe("nic", "descriptors are read", queue=8, address=64, count=8)
-        # One probe per place in the cache line: a line's descriptors are written back at one edge
-        self.write_back = [
-            Probe("nic", "a descriptor is written back", packet=PACKET_WIDTH, queue=8, index=16, address=64)
-            for _ in range(PER_LINE)
-        ]
-        self.queue_error = Probe("nic", "a queue stops on an error", queue=8, error=QueueError)
-        self.write_backs = Counter("nic", "descriptor write-back TLPs")
-        self.descriptors_written_back = Counter("nic", "descriptors written back")
+        self.packets_statistics = [Statistic(REG.QPRC, index) for index in range(count)]
+        self.octets_statistics = [OctetStatistic(REG.QBRC_L, REG.QBRC_H, index) for index in range(count)]
+        self.drops_statistics = [Statistic(REG.QPRDC, index) for index in range(count)]
 
     def elaborate(self, platform):
         """Elaborate."""
         m = Module()
-        m.submodules.queue = queue = self.queue
         m.submodules.dma = dma = self.dma
+        self._join(m)
+        settled = [self._queue(m, index, queue) for index, queue in enumerate(self.queues)]
+        self._choose(m)
         self._statistics(m)
 
-        wiring.connect(m, queue.completion, wiring.flipped(self.completion))
-        wiring.connect(m, wiring.flipped(self.read), queue.read)
         wiring.connect(m, wiring.flipped(self.payload), dma.send)
-        wiring.connect(m, wiring.flipped(self.write_back_send), queue.write_back_send)
         wiring.connect(m, dma.packets, wiring.flipped(self.packets))
-        wiring.connect(m, dma.descriptor, queue.descriptor)
-        wiring.connect(m, queue.finished, dma.finished)
-        wiring.connect(m, queue.bus, wiring.flipped(self.bus))
-        wiring.connect(m, queue.registers, wiring.flipped(self.registers))
         m.d.comb += [
-            *(part.master.eq(self.master) for part in (queue, dma)),
-            *(part.resetting.eq(self.resetting) for part in (queue, dma)),
-            queue.reset.eq(self.reset),
-            queue.caught_up.eq(dma.caught_up),
-            queue.holding.eq(dma.holding),
-            dma.running.eq(queue.running),
-            dma.failed.eq(queue.failed),
-            dma.may_drop.eq(queue.may_drop),
-            dma.buffer_kib.eq(self.registers.srrctl.BSIZEPACKET),
-            self.cause.eq(queue.write_back.done),
-            self.error.eq(queue.error),
-            self.disabled.eq(queue.disabled),
-            self.idle.eq(dma.idle & queue.fetch.idle & queue.write_back.idle),
-            self.quiet.eq(queue.quiet & dma.quiet & ~self.bus.read & ~self.reset),
+            dma.master.eq(self.master),
+            dma.resetting.eq(self.resetting),
+            self.completion.ready.eq(1),
+            self.idle.eq(dma.idle & Cat(queue.fetch.idle & queue.write_back.idle for queue in self.queues).all()),
+            self.quiet.eq(
+                Cat(*settled, *(part.quiet for part in (dma, *self.queues))).all() & ~self.bus.read & ~self.reset
+            ),
         ]
-
-        fetch, write_back = queue.fetch, queue.write_back
-        self.descriptor_fetch.emit(
-            m, fetch.issue, queue=queue.index, address=fetch.issue_address, count=fetch.issue_count
-        )
-        self.queue_error.emit(m, queue.error, queue=queue.index, error=queue.error_kind)
-        line = write_back.head & ~(PER_LINE - 1)
-        for place, probe in enumerate(self.write_back):
-            index = line + place
-            probe.emit(
-                m,
-                write_back.done & write_back.sent_lanes[place],
-                packet=write_back.sent[place].packet,
-                queue=queue.index,
-                index=index,
-                address=write_back.ring.base + index * DESCRIPTOR_BYTES,
-            )
-        self.write_backs.increment(m, write_back.done)
-        self.descriptors_written_back.increment(m, write_back.done, sum(write_back.sent_lanes))
         return m
 
-    def _statistics(self, m: Module) -> None:
-        m.submodules.packets_statistic = packets = self.packets_statistic
-        m.submodules.octets_statistic = octets = self.octets_statistic
-        m.submodules.drops_statistic = drops = self.drops_statistic
-        finished = self.dma.finished
-        for statistic in (packets, octets, drops):
-            wiring.connect(m, statistic.bus, wiring.flipped(self.bus))
-            m.d.comb += statistic.reset.eq(self.reset)
-        taken = finished.valid & finished.ready
+    def _queue(self, m: Module, index: int, queue: RingQueue) -> Value:
+        """Connect a queue with the DMA; returns whether what is kept for it here stays as it is."""
+        completion, finished = self.completion, self.dma.finished
+        chosen = Signal(name=f"chosen{index}")
         m.d.comb += [
-            packets.event.eq(taken & finished.payload.eop),
-            octets.event.eq(taken),
-            octets.amount.eq(finished.payload.length),
-            drops.event.eq(self.dma.unserved),
-            self.qprc.eq(packets.value),
-            self.qbrc_l.eq(octets.low),
-            self.qbrc_h.eq(octets.high),
-            self.qprdc.eq(drops.value),
+            chosen.eq(self.dma.queue == index),
+            queue.completion.valid.eq(
+                completion.valid & self.tags.is_from(self.tags.receive(index), completion.payload.header.tag)
+            ),
+            queue.completion.payload.eq(completion.payload),
+            queue.descriptor.ready.eq(chosen & self.dma.descriptor.ready),
+            queue.finished.valid.eq(chosen & finished.valid),
+            queue.finished.payload.eq(finished.payload),
+            queue.holding.eq(chosen & self.dma.holding),
+            queue.no_buffer.eq(self.srrctl[index].BSIZEPACKET == 0),
         ]
+        # What is left of a line does not wait for ever while the others are busy
+        others = Signal(range(PATIENCE + 1), name=f"others{index}")
+        collecting, elsewhere = queue.write_back.collecting, finished.valid & finished.ready & ~chosen
+        stale = ~collecting & (others != 0)
+        with m.If(stale):
+            m.d.nic += others.eq(0)
+        with m.Elif(collecting & elsewhere & (others != PATIENCE)):
+            m.d.nic += others.eq(others + 1)
+        m.d.comb += queue.caught_up.eq(self.dma.caught_up | (others == PATIENCE))
+        return ~stale
+
+    def _choose(self, m: Module) -> None:
+        """What the DMA sees is its packet's queue; one that is not built is like one that is not enabled."""
+        dma = self.dma
+        with m.Switch(dma.queue):
+            for index, queue in enumerate(self.queues):
+                with m.Case(index):
+                    m.d.comb += [
+                        dma.descriptor.valid.eq(queue.descriptor.valid),
+                        dma.descriptor.payload.eq(queue.descriptor.payload),
+                        dma.finished.ready.eq(queue.finished.ready),
+                        dma.running.eq(queue.running),
+                        dma.failed.eq(queue.failed),
+                        dma.may_drop.eq(self.srrctl[index].DROP_EN & queue.exhausted),
+                        dma.buffer_kib.eq(self.srrctl[index].BSIZEPACKET),
+                    ]
+
+    def _statistics(self, m: Module) -> None:
+        finished = self.dma.finished
+        for index in range(len(self.queues)):
+            packets, octets = self.packets_statistics[index], self.octets_statistics[index]
+            drops = self.drops_statistics[index]
+            for name, statistic in (("packets", packets), ("octets", octets), ("drops", drops)):
+                m.submodules[f"{name}{index}"] = statistic
+                wiring.connect(m, statistic.bus, wiring.flipped(self.bus))
+                m.d.comb += statistic.reset.eq(self.reset)
+            chosen = self.dma.queue == index
+            taken = finished.valid & finished.ready & chosen
+            m.d.comb += [
+                packets.event.eq(taken & finished.payload.eop),
+                octets.event.eq(taken),
+                octets.amount.eq(finished.payload.length),
+                drops.event.eq(self.dma.unserved & chosen),
+                self.qprc[index].eq(packets.value),
+                self.qbrc_l[index].eq(octets.low),
+                self.qbrc_h[index].eq(octets.high),
+                self.qprdc[index].eq(drops.value),
+            ]

@@ -31,6 +31,8 @@ class RxDma(wiring.Component):
     When the last beat of a buffer has been accepted by the link's arbiter, ``finished`` tells the queue, so that
     the write-back follows the payload. A packet of one beat into an aligned buffer takes three cycles.
 
+    ``queue`` is that of the packet under way, or of the next one; all that is told of the queue is told of this one.
+
     Packets are dropped, whole and reported by ``drop``: during a reset; when the queue is not enabled or has stopped
     on an error; and for want of a descriptor when ``may_drop`` says that the ring is empty and the driver wants that
     (but never after the packet's first buffer: then it waits). A reset ends a packet behind the TLP in progress.
@@ -46,6 +48,7 @@ class RxDma(wiring.Component):
     may_drop: In(1)
     master: In(1)  #: new packets may start
     resetting: In(1)
+    queue: Out(4)
     unserved: Out(1)  #: a packet is dropped for want of a descriptor or of an enabled queue, for one cycle
     holding: Out(1)  #: a descriptor has been taken that is not yet finished
     caught_up: Out(1)  #: no descriptor will be finished before something else happens
@@ -71,6 +74,8 @@ class RxDma(wiring.Component):
         rest = Signal(16)  # bytes of the packet that have no buffer yet
         ended = Signal()  # the packet's last beat has been taken from the packet buffer
         reason = Signal(DropReason)
+        queue = Signal(4)
+        m.d.comb += self.queue.eq(Mux(state == _State.IDLE, packet.rss.queue, queue))
 
         wiring.connect(m, wiring.flipped(self.send), writer.send)
 
@@ -107,6 +112,9 @@ class RxDma(wiring.Component):
         with m.If(starting & (take | refuse)):
             m.d.nic += [
                 ended.eq(0),
+                queue.eq(packet.rss.queue),
+                finished.rss_type.eq(packet.rss.type),
+                finished.rss_hash.eq(packet.rss.hash),
                 finished.packet.eq(packet.packet),
                 finished.packet_type.eq(classify(m, packet.data)),
             ]

@@ -115,7 +115,13 @@ class Manifest:
     completion: Layout
     interrupt: Layout
     frame_beat: Layout
+    sent_beat: Layout  #: of ``wire_out_payload``; without fields when nothing is sent
     ports: tuple[Port, ...]
+
+    @property
+    def sends(self) -> bool:
+        """Whether the card can send frames."""
+        return bool(self.sent_beat.fields)
 
     def domain_number(self, name: str) -> int:
         """Number of a domain."""
@@ -153,7 +159,7 @@ class Manifest:
             for item in tree["probes"]
         )
         tree["core_domains"] = tuple(tree["core_domains"])
-        for name in ("operation", "completion", "interrupt", "frame_beat"):
+        for name in ("operation", "completion", "interrupt", "frame_beat", "sent_beat"):
             layout = tree[name]
             tree[name] = Layout(layout["width"], tuple(Field(**field) for field in layout["fields"]))
         return cls(**tree)

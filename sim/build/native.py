@@ -218,6 +218,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         '#include "verilated_fst_c.h"',
         "#endif",
         "#include <cstdint>",
+        f"#define NICSCOPE_SENDS {int(manifest.sends)}",
         f"bool {ROOT}___eval_act({ROOT}* vlSelf);",
         f"bool {ROOT}___eval_nba({ROOT}* vlSelf);",
         "namespace ports {",
@@ -233,6 +234,7 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         *_layout_constants("COMPLETION", manifest.completion),
         *_layout_constants("INTERRUPT", manifest.interrupt),
         *_layout_constants("FRAME_BEAT", manifest.frame_beat),
+        *_layout_constants("SENT_BEAT", manifest.sent_beat),
         "struct Ports {",
         "VerilatedContext context;",
         'Vnicscope top{&context, ""};',
@@ -244,6 +246,10 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         "bool wire_ready() const { return top.wire_ready; }",
         "void set_wire_valid(bool valid) { top.wire_valid = valid; }",
         "uint32_t* wire() { return &top.wire_payload[0]; }",
+        "#if NICSCOPE_SENDS",
+        "bool wire_out_valid() const { return top.wire_out_valid; }",
+        "const uint32_t* wire_out() const { return &top.wire_out_payload[0]; }",
+        "#endif",
     ]
     lines += _function(
         "void set_clocks(uint32_t which)", (f"top.clk_{n} = which >> {d} & 1;" for d, n in enumerate(names))

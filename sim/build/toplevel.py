@@ -12,7 +12,7 @@ from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Mux, Shape, Sig
 from amaranth.lib import data
 
 from hw.bus.core import Completion, InterruptTaken, Operation
-from hw.bus.wire import FrameBeat
+from hw.bus.wire import FrameBeat, SentBeat
 from hw.config import ConfigError
 from hw.lib import probe as hw_probe
 from hw.lib import time as hw_time
@@ -53,7 +53,7 @@ PROBES_PER_WORD = 64
 class MachineLike(Protocol):
     """What a design offers to be wrapped, see ``hw.machine.Machine``. It elaborates like any Amaranth design
     and leaves the creation of its clock domains to its parent. It may have a ``device_write``, see
-    ``hw.machine.DeviceWrite``.
+    ``hw.machine.DeviceWrite``, and a ``wire_out``, a stream of ``hw.bus.wire.SentBeat`` in the domain of ``wire``.
     """  # fmt: skip
 
     config: Any
@@ -103,6 +103,10 @@ class Toplevel(Elaboratable):
         self._drive(machine.wire.valid, "wire_valid")
         self._drive(machine.wire.payload, "wire_payload")
         self._output("wire_ready", machine.wire.ready)
+        wire_out = getattr(machine, "wire_out", None)
+        if wire_out is not None:
+            self._output("wire_out_valid", wire_out.valid)
+            self._output("wire_out_payload", wire_out.payload)
         device_write = getattr(machine, "device_write", None)
         if device_write is not None:
             self._device_write(device_write)
@@ -122,6 +126,7 @@ class Toplevel(Elaboratable):
             completion=_layout(Completion),
             interrupt=_layout(InterruptTaken),
             frame_beat=_layout(FrameBeat),
+            sent_beat=Layout(0, ()) if wire_out is None else _layout(SentBeat),
             ports=tuple(Port(name, len(port), name in self._outputs) for name, port in self.ports.items()),
         )
 

@@ -12,7 +12,14 @@ that becomes visible.
 **Wakes.** A run ends with the first step that gives a reason (``sw.port.WakeKind``). The reasons of one step are
 told together: per core COMPLETION (of what issues, then of what completes), then INTERRUPT; then EMPTY per core, but
 not for a context that has a COMPLETION in the same batch. IDLE comes when every domain is quiet, no timer other than
-background ones is armed and nothing can be handed over. Nothing that Python does between two runs takes simulated time.
+background ones is armed, nothing can be handed over and no call is to be made. Nothing that Python does between two
+runs takes simulated time.
+
+**The world outside.** Whoever sends to the card and receives from it is no part of the machine: it is called while
+simulated time stands still, within a run, and answers by ``push_frame`` and ``call_at``, nothing else. What it is told
+is a matter of edges and ticks alone, so what it sends is the same on every engine and with any jumps; recordings hold
+it, and a replay calls nobody. Calls for a tick come first, then the edges of that tick, then the call for a frame that
+has left at them.
 """
 
 import enum
@@ -128,8 +135,54 @@ class Engine(CorePort, Protocol):
         Arguments:
             data: the frame, FCS included, 1 to 65535 bytes.
             packet: its id, counted from 1.
-            start: cycle of the card's clock before which its preamble may not start.
+            start: cycle of the card's clock before which its preamble may not start; not earlier than the present one,
+                ``tick`` divided by the card's period.
+
+        Frames are handed over in the order in which they are pushed, each one as soon as the wire takes it: the first
+        beat at the first edge of the card's clock later than ``tick`` (pushed by what ``call_at`` calls: at or after
+        it) at which the wire is ready and no earlier frame is left. One that waits for its start holds up those
+        behind it.
+
+        Raises:
+            ValueError: when the card cannot take it, or it starts in the past.
         """
+
+    def on_transmit(self, callback: Callable[[int, int, bytes], object] | None) -> None:
+        """Have ``callback(tick, packet, frame)`` called for each frame that the card sends (FCS included).
+
+        It is called when the last beat has left, after all edges of that tick and before software is woken.
+        An exception it raises ends the run, which raises it, and closes the engine; it may not run the engine. Must be
+        set before the first edge. Without a callback, and if they are not kept, frames are not gathered.
+        """
+
+    def keep_transmitted(self) -> None:
+        """Keep the frames that the card sends, for :meth:`transmitted`; before the first edge."""
+
+    def transmitted(self) -> list[tuple[int, int, bytes]]:
+        """Tick at which its last beat left, packet and bytes (FCS included) of each frame sent so far.
+
+        Raises:
+            ValueError: when they were not kept.
+        """
+
+    def call_at(self, tick: int, function: Callable[[], object]) -> int:
+        """Have ``function()`` called when simulated time reaches ``tick``, before the edges of that tick.
+
+        Calls for one tick are made in the order in which they were asked for. A call still to be made keeps the engine
+        from IDLE. Exceptions as for :meth:`on_transmit`.
+
+        Arguments:
+            tick: later than the present one (before the first edge: 0 or later).
+
+        Returns:
+            A number for :meth:`cancel_call`.
+
+        Raises:
+            ValueError: when the tick has passed.
+        """
+
+    def cancel_call(self, call: int) -> bool:
+        """Take back a call; false if there is none of that number to be made."""
 
     def cycles(self) -> dict[str, int]:
         """Edges of each domain so far, skipped ones included."""
@@ -163,7 +216,7 @@ class Engine(CorePort, Protocol):
         """
 
     def close(self) -> None:
-        """Finish files."""
+        """Finish files and let go of callbacks."""
 
 
 #: What runs on an engine. It awaits ``engine.run()`` and nothing else.

@@ -3,8 +3,9 @@
 The reference for ``native.cpp``: whatever one does, the other does, at the same tick.
 """
 
+import bisect
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +15,17 @@ from hw.bus.core import AtomicFunction, OperationKind
 from sim.build.manifest import Manifest
 from sim.observe.log import LOG_DTYPE, log_sha256
 
-from .engine import OPERATION_DTYPE, CoherenceError, Jump, Notify, PageFaultError, Recording, Wake, WakeKind
+from .engine import (
+    OPERATION_DTYPE,
+    CoherenceError,
+    EngineError,
+    Jump,
+    Notify,
+    PageFaultError,
+    Recording,
+    Wake,
+    WakeKind,
+)
 from .shadow import PendingStore, Shadow, physical
 
 __all__ = ["Backend", "LoopEngine"]
@@ -184,6 +195,15 @@ class LoopEngine:
         self._sent = 0  # bytes of the front frame that have been handed over
         self._wire_valid = False
         self._wire_stale = True
+        self._on_transmit: Callable[[int, int, bytes], object] | None = None
+        self._transmitted: list[tuple[int, int, bytes]] | None = None
+        self._leaving = b""  # what has left of the frame of which some beats have
+        self._left: tuple[int, int, bytes] | None = None  # at the step that is being made
+        self._calls: list[tuple[int, int, Callable[[], object]]] = []  # by tick, then number
+        self._calls_made = 0
+        self._called_at = -1  # tick of the last calls: its edges are still to come while _tick is less
+        self._calling = False
+        self._failed = False
         self._wakes: list[Wake] = []
         self._log: list[tuple[int, int, tuple[int, ...]]] = []
         self._record = record
@@ -264,21 +284,75 @@ class LoopEngine:
         """Queue a frame for the wire, see :class:`sim.engine.engine.Engine`."""
         if not 1 <= len(data) <= 0xFFFF:
             raise ValueError(f"a frame must have 1 to 65535 bytes, not {len(data)}")
+        width = {field.name: field.width for field in self.manifest.frame_beat.fields}
+        if not 1 <= packet < 1 << width["packet"]:
+            raise ValueError(f"packet must be between 1 and {(1 << width['packet']) - 1}, not {packet}")
+        present = self.tick // self._periods[self.manifest.wire_domain]
+        if not present <= start < 1 << width["start"]:
+            raise ValueError(
+                f"start must be between the card's present cycle, {present}, and 2^{width['start']} - 1, not {start}"
+            )
         self._frames.append((bytes(data), packet, start))
         if self._record:
             self._recorded_frames.append((self._tick, bytes(data), packet, start))
+
+    # ---- The world outside
+
+    def on_transmit(self, callback: Callable[[int, int, bytes], object] | None) -> None:
+        """Have ``callback(tick, packet, frame)`` called for each frame that the card sends."""
+        self._check_listener("on_transmit")
+        if callback is not None and not callable(callback):
+            raise TypeError("what on_transmit is given must be callable")
+        self._on_transmit = callback
+
+    def keep_transmitted(self) -> None:
+        """Keep the frames that the card sends, for :meth:`transmitted`."""
+        self._check_listener("keep_transmitted")
+        if self._transmitted is None:
+            self._transmitted = []
+
+    def transmitted(self) -> list[tuple[int, int, bytes]]:
+        """Tick, packet and bytes of each frame sent so far."""
+        if self._transmitted is None:
+            raise ValueError("keep_transmitted was not called before the engine ran")
+        return list(self._transmitted)
+
+    def call_at(self, tick: int, function: Callable[[], object]) -> int:
+        """Have ``function()`` called at ``tick``, see :class:`sim.engine.engine.Engine`."""
+        if not callable(function):
+            raise TypeError("what call_at is given must be callable")
+        reached = max(self._tick, self._called_at)
+        if tick <= reached:
+            raise ValueError(f"a call must be later than tick {reached}, not at {tick}")
+        self._calls_made += 1
+        bisect.insort(self._calls, (tick, self._calls_made, function))
+        return self._calls_made
+
+    def cancel_call(self, call: int) -> bool:
+        """Take back what :meth:`call_at` returned; false if it has been made."""
+        kept = [entry for entry in self._calls if entry[1] != call]
+        found = len(kept) < len(self._calls)
+        self._calls = kept
+        return found
 
     # ---- Running
 
     async def run(self, until: int | None = None) -> Sequence[Wake]:
         """Run until at least one reason to wake, or until tick ``until``."""
+        if self._calling:
+            raise EngineError("what an engine calls may not run it")
+        if self._failed:
+            raise EngineError("the engine is closed: what it called has failed")
         self._offer()
         self._raise_empty()
         while not self._wakes:
             at, due = self._choose(until)
-            if not due:
+            if at is None:
                 break
-            await self._step(at, due)
+            if due:
+                await self._step(at, due)
+            else:
+                self._make_calls(at)
             self._offer()
             self._raise_empty()
         wakes, self._wakes = self._wakes, []
@@ -289,7 +363,7 @@ class LoopEngine:
     @property
     def tick(self) -> int:
         """Simulated time."""
-        return max(self._tick, 0)
+        return max(self._tick, self._called_at, 0)
 
     def cycles(self) -> dict[str, int]:
         """Edges of each domain so far, skipped ones included."""
@@ -332,7 +406,9 @@ class LoopEngine:
         return Recording(operations, tuple(self._recorded_frames), self._tick)
 
     def close(self) -> None:
-        """Nothing to finish."""
+        """Let go of callbacks; there are no files to finish."""
+        self._on_transmit = None
+        self._calls.clear()
 
     # ---- Time
 
@@ -344,6 +420,11 @@ class LoopEngine:
         return self._first_edge(d) * self._periods[d]
 
     # ---- Software's side
+
+    def _check_listener(self, what: str) -> None:
+        """A frame of which only the end was heard cannot be told."""
+        if self._tick >= 0:
+            raise ValueError(f"{what} comes before the first edge, not at tick {self._tick}")
 
     def _find(self, context: int) -> Context:
         if context not in self._contexts:
@@ -450,10 +531,10 @@ class LoopEngine:
 
     # ---- Steps
 
-    def _choose(self, until: int | None) -> tuple[int, list[int]]:
+    def _choose(self, until: int | None) -> tuple[int | None, list[int]]:
         """The next tick at which an edge is executed, and the domains that execute one.
 
-        None, and a wake, when idle or past ``until``.
+        No domain when there is a call to make before; ``None``, and a wake, when idle or past ``until``.
         """
         peek = self._backend.peek
         quiet = sum(peek(f"quiet_{name}") << d for d, name in enumerate(self._names))
@@ -472,14 +553,17 @@ class LoopEngine:
                 idle = idle and not foreground
                 if ticks[d] is None:
                     ticks[d] = wake
-        if idle:
+        if idle and not self._calls:
             self._wakes.append(Wake(WakeKind.IDLE, -1, -1, 0, 0))
-            return 0, []
-        at = min(tick for tick in ticks if tick is not None)
+            return None, []
+        calls = [tick for tick, _, _ in self._calls[:1]]
+        at = min(calls + [tick for tick in ticks if tick is not None])
         if until is not None and at > until:
             self._tick = max(self._tick, until)
             self._wakes.append(Wake(WakeKind.LIMIT, -1, -1, 0, 0))
-            return 0, []
+            return None, []
+        if at in calls:
+            return at, []
         return at, [d for d, tick in enumerate(ticks) if tick == at]
 
     def _wake_tick(self, d: int) -> tuple[int | None, bool]:
@@ -536,9 +620,12 @@ class LoopEngine:
         self._becomes_visible(at, due)
         if self.manifest.wire_domain in due:
             self._wire_edge()
+            self._wire_out_edge(at)
 
         await backend.pulse([f"clk_{self._names[d]}{suffix}" for d in due for suffix in ("", "_time")], at)
         self._tick = at
+        if self._left is not None:
+            self._tell_frame(*self._left)
 
     def _core_edge(self, index: int, core: Core, at: int) -> None:
         peek = self._backend.peek
@@ -753,6 +840,52 @@ class LoopEngine:
         if last:
             self._sent = 0
             self._frames.popleft()
+
+    def _wire_out_edge(self, at: int) -> None:
+        """Gather what leaves the card."""
+        listens = self._on_transmit is not None or self._transmitted is not None
+        if not (self.manifest.sends and listens and self._backend.peek("wire_out_valid")):
+            return
+        beat = self.manifest.sent_beat.unpack(self._backend.peek("wire_out_payload"))
+        length, begun = beat["length"], len(self._leaving)
+        if beat["first"] != (begun == 0) or begun >= length or beat["last"] != (begun + LINE_BYTES >= length):
+            raise EngineError(
+                f"tick {at}: the card sent a beat with first {beat['first']}, last {beat['last']} at byte {begun} "
+                f"of a frame of {length}"
+            )
+        self._leaving += beat["data"].to_bytes(LINE_BYTES, "little")[: length - begun]
+        if beat["last"]:
+            self._left = at, beat["packet"], self._leaving
+            self._leaving = b""
+
+    # ---- Calls
+
+    def _tell_frame(self, tick: int, packet: int, data: bytes) -> None:
+        """A frame has left at the step that has just been made."""
+        self._left = None
+        if self._on_transmit is not None:
+            callback = self._on_transmit
+            self._call_outside(lambda: callback(tick, packet, data))
+        if self._transmitted is not None:
+            self._transmitted.append((tick, packet, data))
+
+    def _make_calls(self, at: int) -> None:
+        """What is to be called at a tick is, before its edges."""
+        self._tick = at - 1
+        self._called_at = at
+        while self._calls and self._calls[0][0] == at:
+            self._call_outside(self._calls.pop(0)[2])
+
+    def _call_outside(self, call: Callable[[], object]) -> None:
+        self._calling = True
+        try:
+            call()
+        except BaseException:
+            self._failed = True
+            self.close()
+            raise
+        finally:
+            self._calling = False
 
 
 def _is_open(core: Core, number: int, handle: int | None = None) -> bool:

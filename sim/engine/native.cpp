@@ -20,6 +20,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -133,6 +134,13 @@ struct Frame {
     std::string data;
     uint32_t packet;
     uint64_t start;
+};
+
+// A frame that has left the card.
+struct Sent {
+    Tick tick;
+    std::string data;
+    uint32_t packet;
 };
 
 struct Wake {
@@ -412,9 +420,9 @@ private:
 
 class Loop {
 public:
-    Loop(nb::object wake, nb::list kinds, nb::object coherence_error, nb::object page_fault_error, int jump,
-         uint64_t seed, bool record, bool profile, const std::string& waves)
-        : model_(waves), wake_(std::move(wake)), kinds_(std::move(kinds)),
+    Loop(nb::object wake, nb::list kinds, nb::object engine_error, nb::object coherence_error,
+         nb::object page_fault_error, int jump, uint64_t seed, bool record, bool profile, const std::string& waves)
+        : model_(waves), wake_(std::move(wake)), kinds_(std::move(kinds)), engine_error_(std::move(engine_error)),
           coherence_error_(std::move(coherence_error)), page_fault_error_(std::move(page_fault_error)),
           jump_(static_cast<Jump>(jump)), random_(seed), record_(record), profile_(profile) {}
 
@@ -542,11 +550,73 @@ public:
             refuse("data has " + std::to_string(length) + " bytes, size says " + std::to_string(size));
     }
 
-    void push_frame(nb::bytes data, uint32_t packet, uint64_t start) {
+    void push_frame(nb::bytes data, int64_t packet, int64_t start) {
         if (data.size() < 1 || data.size() > 0xFFFF)
             refuse("a frame must have 1 to 65535 bytes, not " + std::to_string(data.size()));
-        frames_.push_back({tick_, std::string(data.c_str(), data.size()), packet, start});
+        constexpr int64_t PACKETS = int64_t{1} << ports::FRAME_BEAT_PACKET_WIDTH;
+        if (packet < 1 || packet >= PACKETS)
+            refuse("packet must be between 1 and " + std::to_string(PACKETS - 1) + ", not " + std::to_string(packet));
+        const int64_t present = tick() / PERIOD[WIRE_DOMAIN];
+        if (start < present || start >> ports::FRAME_BEAT_START_WIDTH)
+            refuse("start must be between the card's present cycle, " + std::to_string(present) + ", and 2^" +
+                   std::to_string(ports::FRAME_BEAT_START_WIDTH) + " - 1, not " + std::to_string(start));
+        frames_.push_back({tick_, std::string(data.c_str(), data.size()), static_cast<uint32_t>(packet),
+                           static_cast<uint64_t>(start)});
         if (record_) recorded_frames_.push_back(frames_.back());
+    }
+
+    // ---- The world outside
+
+    void on_transmit(nb::object callback) {
+        check_listener("on_transmit");
+        if (!callback.is_none() && !PyCallable_Check(callback.ptr()))
+            throw nb::type_error("what on_transmit is given must be callable");
+        on_transmit_ = callback.is_none() ? nb::object() : std::move(callback);
+    }
+
+    void keep_transmitted() {
+        check_listener("keep_transmitted");
+        keep_transmitted_ = true;
+    }
+
+    nb::list transmitted() const {
+        if (!keep_transmitted_) refuse("keep_transmitted was not called before the engine ran");
+        nb::list result;
+        for (const Sent& sent : transmitted_) result.append(nb::make_tuple(sent.tick, sent.packet, bytes_of(sent.data)));
+        return result;
+    }
+
+    int64_t call_at(Tick at, nb::object function) {
+        if (!PyCallable_Check(function.ptr())) throw nb::type_error("what call_at is given must be callable");
+        const Tick reached = std::max(tick_, called_at_);
+        if (at <= reached)
+            refuse("a call must be later than tick " + std::to_string(reached) + ", not at " + std::to_string(at));
+        calls_.emplace(std::pair{at, ++calls_made_}, std::move(function));
+        return calls_made_;
+    }
+
+    bool cancel_call(int64_t number) {
+        const auto found = std::find_if(calls_.begin(), calls_.end(),
+                                        [number](const auto& call) { return call.first.second == number; });
+        if (found == calls_.end()) return false;
+        // Its function goes when the map is whole again: what it frees may call.
+        const nb::object function = std::move(found->second);
+        calls_.erase(found);
+        return true;
+    }
+
+    // What the garbage collector has to know: callbacks that refer to the engine.
+    int traverse(visitproc visit, void* arg) const {
+        Py_VISIT(on_transmit_.ptr());
+        for (const auto& call : calls_) Py_VISIT(call.second.ptr());
+        return 0;
+    }
+
+    // Let go of callbacks.
+    void forget_outside() {
+        const nb::object callback = std::move(on_transmit_);
+        const auto calls = std::move(calls_);
+        calls_.clear();
     }
 
     // ---- Running
@@ -583,6 +653,7 @@ public:
     double replay(nb::bytes operations, const std::vector<std::tuple<Tick, nb::bytes, uint32_t, uint64_t>>& frames,
                   Tick end) {
         if (tick_ >= 0 || !complete_.empty() || !frames_.empty()) refuse("a replay needs a fresh engine");
+        if (on_transmit_.is_valid() || !calls_.empty()) refuse("a replay calls nobody: what peers sent is recorded");
         if (operations.size() % sizeof(Operation)) refuse("this is no recording of this version");
         for (size_t at = 0; at < operations.size(); at += sizeof(Operation)) {
             Operation op;
@@ -616,7 +687,7 @@ public:
         return result;
     }
 
-    Tick tick() const { return std::max<Tick>(tick_, 0); }
+    Tick tick() const { return std::max<Tick>({tick_, called_at_, 0}); }
 
     std::vector<int64_t> cycles() const {
         std::vector<int64_t> result;
@@ -660,7 +731,10 @@ public:
         return nb::make_tuple(bytes_of(recorded_), frames, tick_);
     }
 
-    void close() { model_.close_waves(); }
+    void close() {
+        model_.close_waves();
+        forget_outside();
+    }
 
 private:
     // ---- Time
@@ -679,6 +753,11 @@ private:
     }
 
     // ---- Software's side
+
+    // A frame of which only the end was heard cannot be told.
+    void check_listener(const char* what) const {
+        if (tick_ >= 0) refuse(std::string(what) + " comes before the first edge, not at tick " + std::to_string(tick_));
+    }
 
     // Something has become of what this core draws from.
     void change(Core& core) { core.changed = unsettled_ = true; }
@@ -777,20 +856,25 @@ private:
     // ---- Steps
 
     void advance(Tick until) {
+        if (calling_) raise(engine_error_, "what an engine calls may not run it");
+        if (failed_) raise(engine_error_, "the engine is closed: what it called has failed");
         unsigned steps = 0;
         settle();
         while (wakes_.empty()) {
             uint32_t due = 0;
             const Tick at = choose(until, due);
-            if (!due) return;
-            step(at, due);
+            if (at == NEVER) return;
+            if (due)
+                step(at, due);
+            else
+                make_calls(at);
             settle();
             if ((++steps & 0xFFFF) == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
         }
     }
 
-    // The next tick at which an edge is executed, and the domains that execute one; none, and a wake, when idle or
-    // past `until`.
+    // The next tick at which an edge is executed, and the domains that execute one; no domain when there is a call to
+    // make before. NEVER, and a wake, when idle or past `until`.
     Tick choose(Tick until, uint32_t& due) {
         const uint32_t quiet = model_.quiet();
         std::array<Tick, DOMAINS> ticks;
@@ -816,19 +900,19 @@ private:
         for (unsigned d = 0; d < DOMAINS; ++d) {
             if (quiet >> d & 1) ticks[d] = std::min(ticks[d], wake_tick(d, idle));
         }
-        if (idle) {
-            if (replaying_)
-                tick_ = std::max(tick_, until);
-            else
-                wakes_.push_back({IDLE, -1, -1, 0});
+        const Tick call = calls_.empty() ? NEVER : calls_.begin()->first.first;
+        // A replay goes on to its end: a call to be made may have kept the run going.
+        if (idle && call == NEVER && !replaying_) {
+            wakes_.push_back({IDLE, -1, -1, 0});
             return NEVER;
         }
         const Tick at = *std::min_element(ticks.begin(), ticks.end());
-        if (at > until) {
+        if (std::min(at, call) > until) {
             tick_ = std::max(tick_, until);
             wakes_.push_back({LIMIT, -1, -1, 0});
             return NEVER;
         }
+        if (call <= at) return call;
         for (unsigned d = 0; d < DOMAINS; ++d) due |= static_cast<uint32_t>(ticks[d] == at) << d;
         return at;
     }
@@ -888,13 +972,17 @@ private:
         for (unsigned i = 0; i < CORES; ++i)
             if (due >> CORE_DOMAIN[i] & 1) core_edge(i, at);
         becomes_visible(at, due);
-        if (due >> WIRE_DOMAIN & 1) wire_edge(at);
+        if (due >> WIRE_DOMAIN & 1) {
+            wire_edge(at);
+            wire_out_edge(at);
+        }
 
         if (profile_)
             timed_edge(at, due);
         else
             model_.edge(at, due);
         tick_ = at;
+        if (frame_left_) tell_frame();
     }
 
     void timed_edge(Tick at, uint32_t due) {
@@ -1253,6 +1341,69 @@ private:
         frames_.pop_front();
     }
 
+    // Gather what leaves the card.
+    void wire_out_edge([[maybe_unused]] Tick at) {
+#if NICSCOPE_SENDS
+        if (!(keep_transmitted_ || on_transmit_.is_valid()) || !model_.wire_out_valid()) return;
+        const uint32_t* words = model_.wire_out();
+        const size_t length = get(words, ports::SENT_BEAT_LENGTH, ports::SENT_BEAT_LENGTH_WIDTH);
+        const bool first = get(words, ports::SENT_BEAT_FIRST, 1), last = get(words, ports::SENT_BEAT_LAST, 1);
+        const size_t begun = leaving_.data.size();
+        if (first != (begun == 0) || begun >= length || last != (begun + LINE_BYTES >= length))
+            raise(engine_error_, "tick " + std::to_string(at) + ": the card sent a beat with first " +
+                                     std::to_string(first) + ", last " + std::to_string(last) + " at byte " +
+                                     std::to_string(begun) + " of a frame of " + std::to_string(length));
+        std::array<char, LINE_BYTES> bytes;
+        for (unsigned byte = 0; byte < LINE_BYTES; byte += 8) {
+            const uint64_t chunk = get(words, ports::SENT_BEAT_DATA + 8 * byte, 64);
+            std::memcpy(bytes.data() + byte, &chunk, 8);
+        }
+        leaving_.data.append(bytes.data(), std::min<size_t>(LINE_BYTES, length - begun));
+        if (!last) return;
+        leaving_.tick = at;
+        leaving_.packet = static_cast<uint32_t>(get(words, ports::SENT_BEAT_PACKET, ports::SENT_BEAT_PACKET_WIDTH));
+        frame_left_ = true;
+#endif
+    }
+
+    // ---- Calls
+
+    // A frame has left at the step that has just been made.
+    void tell_frame() {
+        frame_left_ = false;
+        const Sent sent = std::exchange(leaving_, {});
+        if (on_transmit_.is_valid()) {
+            const nb::object callback = on_transmit_;
+            call_outside([&] { callback(sent.tick, sent.packet, bytes_of(sent.data)); });
+        }
+        if (keep_transmitted_) transmitted_.push_back(sent);
+    }
+
+    // What is to be called at a tick is, before its edges.
+    void make_calls(Tick at) {
+        tick_ = at - 1;
+        called_at_ = at;
+        while (!calls_.empty() && calls_.begin()->first.first == at) {
+            const nb::object function = std::move(calls_.begin()->second);
+            calls_.erase(calls_.begin());
+            call_outside([&] { function(); });
+        }
+    }
+
+    template <class Call>
+    void call_outside(Call&& call) {
+        calling_ = true;
+        try {
+            call();
+        } catch (...) {
+            calling_ = false;
+            failed_ = true;
+            close();
+            throw;
+        }
+        calling_ = false;
+    }
+
     // ---- To Python
 
     nb::list take_wakes(size_t first) {
@@ -1332,11 +1483,12 @@ private:
     static nb::bytes bytes_of(const std::vector<T>& items) {
         return nb::bytes(reinterpret_cast<const char*>(items.data()), items.size() * sizeof(T));
     }
+    static nb::bytes bytes_of(const std::string& data) { return nb::bytes(data.data(), data.size()); }
 
     Model model_;
     nb::object wake_;  // sw.port.Wake
     nb::list kinds_;   // the members of sw.port.WakeKind
-    nb::object coherence_error_, page_fault_error_;  // of sim.engine.engine
+    nb::object engine_error_, coherence_error_, page_fault_error_;  // of sim.engine.engine
     Jump jump_;
     Random random_;
     bool record_;
@@ -1365,6 +1517,17 @@ private:
     bool wire_valid_ = false;
     bool wire_stale_ = true;
 
+    nb::object on_transmit_;
+    bool keep_transmitted_ = false;
+    bool frame_left_ = false;
+    Sent leaving_ = {};  // the frame of which some beats have left
+    std::vector<Sent> transmitted_;
+    std::map<std::pair<Tick, int64_t>, nb::object> calls_;  // by tick, then number
+    int64_t calls_made_ = 0;
+    Tick called_at_ = -1;  // of the last calls: its edges are still to come while tick_ is less
+    bool calling_ = false;
+    bool failed_ = false;
+
     std::vector<Wake> wakes_;
     std::vector<Event> log_;
     std::vector<Operation> recorded_;
@@ -1375,13 +1538,31 @@ private:
 
 #include "issuer.h"
 
+// An engine that calls a peer that holds the engine: the garbage collector finds both.
+int traverse_loop(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    return nb::inst_ready(self) ? nb::inst_ptr<Loop>(self)->traverse(visit, arg) : 0;
+}
+
+int clear_loop(PyObject* self) {
+    nb::inst_ptr<Loop>(self)->forget_outside();
+    return 0;
+}
+
+PyType_Slot collected[] = {
+    {Py_tp_traverse, reinterpret_cast<void*>(traverse_loop)},
+    {Py_tp_clear, reinterpret_cast<void*>(clear_loop)},
+    {0, nullptr},
+};
+
 NB_MODULE(nicscope_native, m) {
     using namespace nb::literals;
     ready_types();
-    nb::class_<Loop>(m, "Loop")
-        .def(nb::init<nb::object, nb::list, nb::object, nb::object, int, uint64_t, bool, bool, const std::string&>(),
-             "wake"_a, "kinds"_a, "coherence_error"_a, "page_fault_error"_a, "jump"_a, "seed"_a, "record"_a,
-             "profile"_a, "waves"_a)
+    nb::class_<Loop>(m, "Loop", nb::type_slots(collected))
+        .def(nb::init<nb::object, nb::list, nb::object, nb::object, nb::object, int, uint64_t, bool, bool,
+                      const std::string&>(),
+             "wake"_a, "kinds"_a, "engine_error"_a, "coherence_error"_a, "page_fault_error"_a, "jump"_a, "seed"_a,
+             "record"_a, "profile"_a, "waves"_a)
         .def("new_context", &Loop::new_context)
         .def("free_context", &Loop::free_context, "context"_a)
         .def("switch", &Loop::switch_to, "core"_a, "context"_a)
@@ -1390,6 +1571,11 @@ NB_MODULE(nicscope_native, m) {
         .def("issuer", make_issuer, "costs"_a, "functions"_a)
         .def("take_tags", &Loop::take_tags)
         .def("push_frame", &Loop::push_frame, "data"_a, "packet"_a, "start"_a)
+        .def("on_transmit", &Loop::on_transmit, "callback"_a.none())
+        .def("keep_transmitted", &Loop::keep_transmitted)
+        .def("transmitted", &Loop::transmitted)
+        .def("call_at", &Loop::call_at, "tick"_a, "function"_a.none())
+        .def("cancel_call", &Loop::cancel_call, "call"_a)
         .def("run", &Loop::run, "until"_a = nb::none())
         .def("run_coroutines", &Loop::run_coroutines, "until"_a.none(), "contexts"_a, "settle"_a, "stop"_a.none(),
              "notes"_a.none())

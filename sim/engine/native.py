@@ -11,7 +11,17 @@ from sim.build.native import NativeBuild
 from sim.observe.log import LOG_DTYPE, log_sha256
 from sw.issue import Charge
 
-from .engine import OPERATION_DTYPE, CoherenceError, Experiment, Jump, PageFaultError, Recording, Wake, WakeKind
+from .engine import (
+    OPERATION_DTYPE,
+    CoherenceError,
+    EngineError,
+    Experiment,
+    Jump,
+    PageFaultError,
+    Recording,
+    Wake,
+    WakeKind,
+)
 
 __all__ = ["NativeEngine"]
 
@@ -42,6 +52,7 @@ class NativeEngine:
         self._loop: Any = build.load().Loop(
             wake=Wake,
             kinds=list(WakeKind),
+            engine_error=EngineError,
             coherence_error=CoherenceError,
             page_fault_error=PageFaultError,
             jump=int(jump),
@@ -53,6 +64,8 @@ class NativeEngine:
         # Called once per operation: no Python in between.
         self.push = self._loop.push
         self.push_frame = self._loop.push_frame
+        self.call_at = self._loop.call_at
+        self.cancel_call = self._loop.cancel_call
         self.new_context = self._loop.new_context
         self.free_context = self._loop.free_context
         self.switch = getattr(self._loop, "switch")  # noqa: B009
@@ -64,6 +77,18 @@ class NativeEngine:
     def run_now(self, until: int | None = None) -> Sequence[Wake]:
         """:meth:`run` for callers that are no coroutines."""
         return self._loop.run(until)
+
+    def on_transmit(self, callback: Callable[[int, int, bytes], object] | None) -> None:
+        """Have ``callback(tick, packet, frame)`` called for each frame that the card sends."""
+        self._loop.on_transmit(callback)
+
+    def keep_transmitted(self) -> None:
+        """Keep the frames that the card sends, for :meth:`transmitted`."""
+        self._loop.keep_transmitted()
+
+    def transmitted(self) -> list[tuple[int, int, bytes]]:
+        """Tick, packet and bytes of each frame sent so far."""
+        return self._loop.transmitted()
 
     def issuer(self, costs: dict[str, Charge], functions: list[str]) -> Any:
         """What ``sw.issue.Issuer`` does, in C++."""
@@ -161,7 +186,7 @@ class NativeEngine:
         return Recording(np.frombuffer(operations, OPERATION_DTYPE), tuple(frames), end)
 
     def close(self) -> None:
-        """Finish the waves."""
+        """Finish the waves and let go of callbacks."""
         self._loop.close()
 
     def _by_domain(self, values: list) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""A small machine under the engines' contract: two simple cores, a slow memory, a wire that raises interrupts.
+"""A small machine under the engines' contract: two simple cores, a slow memory, a wire that interrupts and echoes.
 
 Clocks of 1000 (cores, uncore) and 500 MHz (nic): edges coincide often. A core has no cache but forwards from its
 youngest store. The memory tells when it has read or written for a core; cores and uncore share one clock, so that
 the core can pass it on at the same edge. Bit 47 of an address makes a page that is not present.
 
-Some lines have planted bugs, see :class:`Planted`; ``BrokenMachine`` has one in when it wakes up.
+Some lines have planted bugs, see :class:`Planted`, some packets, see :class:`PlantedPacket`; ``BrokenMachine`` and
+``SleepyMachine`` have one in when they wake up.
 """
 
 import enum
@@ -16,7 +17,7 @@ from amaranth.lib.memory import Memory
 
 from hw.bus.core import AtomicFunction, CoreHost, Interrupt, Operation, OperationKind
 from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES
-from hw.bus.wire import FrameBeat, WireStream
+from hw.bus.wire import FrameBeat, SentStream, WireStream
 from hw.lib.crossing import Crossing
 from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH, Now, Timer
@@ -38,6 +39,15 @@ class Planted(enum.IntEnum):
     TOLD_TWICE = 204  #: stores tell it twice
     UNREAD_ATOMIC = 205  #: atomics are not read
     TIRED_POLL = 206  #: polls end with what they wait to change, before their time
+
+
+class PlantedPacket(enum.IntEnum):
+    """Received packets whose echo has a planted bug."""
+
+    WRONG_BIT = 200  #: the first bit of each beat comes out wrong
+    NO_FIRST = 201  #: no beat is the first
+    NO_LAST = 202  #: no beat is the last
+    NO_LENGTH = 203  #: it has no bytes
 
 
 def lanes(size, count):
@@ -363,8 +373,9 @@ class SlowMemory(Elaboratable):
 class WireEnd(Elaboratable):
     """Takes frames from the wire, none before its time, and interrupts core ``packet % 2`` after each."""
 
-    def __init__(self, cores):
+    def __init__(self, cores, echo):
         self._cores = cores
+        self.echo = echo
         self.wire = WireStream.flip().create()
         self.now = Signal(NOW_WIDTH)
         self.quiet = Signal()
@@ -374,6 +385,7 @@ class WireEnd(Elaboratable):
 
     def elaborate(self, platform):
         m = Module()
+        m.submodules.echo = self.echo
         beat, full = Signal(FrameBeat), Signal()
         checksum, total = Signal(64), Signal(64)
         early, take, finish = Signal(), Signal(), Signal()
@@ -387,7 +399,10 @@ class WireEnd(Elaboratable):
             total.eq(Mux(beat.first, 0, checksum) + sum(beat.data[i : i + 64] for i in range(0, LINE_BITS, 64))),
             self.start.armed.eq(full & beat.first),
             self.start.deadline.eq(beat.start),
-            self.quiet.eq(~take & Cat(core.interrupt.write_quiet for core in self._cores).all()),
+            self.quiet.eq(~take & Cat(core.interrupt.write_quiet for core in self._cores).all() & self.echo.quiet),
+            self.echo.now.eq(self.now),
+            self.echo.beat.eq(beat),
+            self.echo.take.eq(take),
         ]
         with m.If(self.wire.valid & self.wire.ready):
             m.d.nic += [beat.eq(self.wire.payload), full.eq(1)]
@@ -403,11 +418,72 @@ class WireEnd(Elaboratable):
         return m
 
 
+class Echo(Elaboratable):
+    """Sends what the wire brings back as it came, ``DELAY`` cycles later, a beat every ``BEAT_CYCLES``.
+
+    A frame that comes while one is sent, or is longer than ``BEATS``, is not. ``sleepy`` lets it miss its time.
+    """
+
+    DELAY = 40
+    BEAT_CYCLES = 5
+    BEATS = 8
+
+    def __init__(self, sleepy):
+        self.sleepy = sleepy
+        self.wire = SentStream.create()
+        self.beat, self.take = Signal(FrameBeat), Signal()
+        self.now = Signal(NOW_WIDTH)
+        self.quiet = Signal()
+        self.rows = Memory(shape=LINE_BITS, depth=self.BEATS, init=[])
+        self.next = Timer("nic")
+        self.sent_event = Probe("nic", "a beat leaves", packet=24, first=1, last=1, data=64)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.rows = self.rows
+        write, read = self.rows.write_port(domain="nic"), self.rows.read_port(domain="comb")
+        beat, take, sent = self.beat, self.take, self.wire.payload
+        copying, sending, row, last_row, due, copy = Signal(), Signal(), Signal(4), Signal(4), Signal(), Signal()
+        next_at, length, received, packet = Signal(NOW_WIDTH), Signal(16), Signal(24), Signal(24)
+        planted = PlantedPacket
+        m.d.comb += [
+            due.eq(sending & (self.now >= next_at)),
+            copy.eq(take & Mux(beat.first, ~sending, copying)),
+            write.en.eq(copy),
+            write.addr.eq(Mux(beat.first, 0, row)),
+            write.data.eq(beat.data),
+            read.addr.eq(row),
+            self.wire.valid.eq(due),
+            sent.data.eq(read.data ^ (received == planted.WRONG_BIT)),
+            sent.length.eq(Mux(received == planted.NO_LENGTH, 0, length)),
+            sent.first.eq((row == 0) & (received != planted.NO_FIRST)),
+            sent.last.eq((row == last_row) & (received != planted.NO_LAST)),
+            sent.packet.eq(packet),
+            self.next.armed.eq(0 if self.sleepy else sending),
+            self.next.deadline.eq(next_at),
+            self.quiet.eq(1 if self.sleepy else ~due),
+        ]
+        with m.If(copy):
+            m.d.nic += [row.eq(write.addr + 1), copying.eq(write.addr != self.BEATS - 1)]
+            with m.If(beat.last):
+                m.d.nic += [sending.eq(1), copying.eq(0), row.eq(0), last_row.eq(write.addr)]
+                m.d.nic += [next_at.eq(self.now + self.DELAY), length.eq(beat.length)]
+                m.d.nic += [received.eq(beat.packet), packet.eq(packet + 1)]
+        with m.If(due):
+            m.d.nic += [row.eq(row + 1), next_at.eq(next_at + self.BEAT_CYCLES)]
+            with m.If(row == last_row):
+                m.d.nic += sending.eq(0)
+        self.sent_event.emit(m, due, packet=packet, first=sent.first, last=sent.last, data=sent.data[:64])
+        return m
+
+
 class SmallMachine(Elaboratable):
     """Two cores, memory, wire."""
 
     broken = False
+    sleepy = False
     devices = True
+    sends = True
 
     def __init__(self, config):
         self.config = config
@@ -420,7 +496,9 @@ class SmallMachine(Elaboratable):
             self.device_write = SimpleNamespace(
                 accepted=memory.accepted, line=memory.line, mask=memory.mask, data=memory.data, done=memory.done
             )
-        self.end = WireEnd(self.core)
+        self.end = WireEnd(self.core, Echo(self.sleepy))
+        if self.sends:
+            self.wire_out = self.end.echo.wire
         self.host = [core.host for core in self.core]
         self.wire = self.end.wire
         self.now = {domain: Now(domain) for domain in self.domains}
@@ -443,7 +521,14 @@ class BrokenMachine(SmallMachine):
     broken = True
 
 
+class SleepyMachine(SmallMachine):
+    """Its echo sleeps until something else wakes the card."""
+
+    sleepy = True
+
+
 class PlainMachine(SmallMachine):
-    """Without devices that write."""
+    """Without devices that write, and with no way out for frames."""
 
     devices = False
+    sends = False

@@ -89,6 +89,72 @@ async def busy(engine, *, frames=4, batches=LIMIT, seed=1, dawdle=False, ticks=N
     return seen
 
 
+class Talker:
+    """A peer of fixed habits: answers what it is sent, talks into a silence, and gives up at last."""
+
+    SENDS = 40  #: frames, the one that breaks a silence included
+    FIRST_PACKET = 300
+
+    def __init__(self, engine, seed=1):
+        self.engine = engine
+        self.rng = random.Random(seed)
+        self.period = engine.manifest.domains[engine.manifest.wire_domain].period
+        self.told = []
+        self.left = self.SENDS
+        self.alarm = engine.call_at(0, self.silence)
+        engine.on_transmit(self.hears)
+        engine.keep_transmitted()
+
+    def hears(self, tick, packet, data):
+        self.told.append(("frame", tick, packet, data))
+        assert self.engine.tick == tick
+        self.engine.cancel_call(self.alarm)
+        self.alarm = self.engine.call_at(tick + 3000, self.silence)
+        if self.rng.randrange(2):
+            self.send()
+        else:
+            delay = self.rng.choice((1, 2, 3, 100, 700))
+            self.engine.call_at(tick + delay, self.send)
+
+    def silence(self):
+        self.told.append(("silence", self.engine.tick))
+        if self.left:
+            self.alarm = self.engine.call_at(self.engine.tick + 3000, self.silence)
+            self.send()
+
+    def send(self):
+        if not self.left:
+            return
+        self.left -= 1
+        data = self.rng.randbytes(self.rng.choice((1, 64, 65, 200, 600)))
+        start = self.engine.tick // self.period + self.rng.choice((0, 1, 50))
+        self.engine.push_frame(data, self.FIRST_PACKET - self.left, start)
+
+
+async def conversation(engine, **arguments):
+    """:func:`outcome` with a :class:`Talker` at the other end of the wire, and then until nothing is left to happen."""
+    talker = Talker(engine)
+    result = await outcome(engine, frames=2, **arguments)
+    for _ in range(10_000):
+        wakes = await engine.run()
+        if any(wake.kind == WakeKind.IDLE for wake in wakes):
+            break
+        for wake in wakes:
+            if wake.kind == WakeKind.INTERRUPT:
+                handler = engine.new_context()
+                engine.push(handler, K.IRET.value)
+                engine.switch(wake.core, handler)
+    else:
+        raise AssertionError("it never ends")
+    return {
+        **result,
+        "told": talker.told,
+        "transmitted": engine.transmitted(),
+        "whole": engine.log_sha256(),
+        "end": engine.tick,
+    }
+
+
 async def outcome(engine, **arguments):
     """Run :func:`busy` and return everything that may not depend on the engine."""
     seen = await busy(engine, **arguments)

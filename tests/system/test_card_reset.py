@@ -16,7 +16,7 @@ from hw.config import load_machine
 from hw.memory_map import BAR0_BASE, DRAM_BASE, MSI_BASE
 from hw.nic.descriptors import DESCRIPTOR_BYTES
 from hw.nic.registers import REG
-from hw.nic.rx_queue import QueueError
+from hw.nic.ring_queue import QueueError
 from sim.observe.log import EventLog
 
 HERE = Path(__file__).parent
@@ -181,7 +181,7 @@ def test_bad_ring(name):
     arrived = station.send(12)
     driver.wait_for(REG.EICR, REG.EICR.DHER.mask, REG.EICR.DHER.mask)
     driver.wait_for(REG.RXDCTL, REG.RXDCTL.ENABLE.mask, 0)
-    errors = station.log().select("nic.rx.queue_error")["error"].tolist()
+    errors = station.log().select("nic.rx.queue_error0")["error"].tolist()
     assert [QueueError(e) for e in errors] == [error]
 
     station.work_until(arrived + 4000)

@@ -8,7 +8,7 @@ from hw.bus.tlp import TlpStatus, TlpType
 from hw.memory_map import BAR0_BASE, BAR3_BASE, MSI_BASE
 from hw.nic.drop import DropReason
 from hw.nic.registers import MSIX_PBA, REG, STATION_ADDRESS, STORAGE_BYTES, msix_entry
-from hw.nic.rx_queue import QueueError
+from hw.nic.ring_queue import QueueError
 from tests.hw.nic.card_bench import BROADCAST, BUFFERS, MSI_ADDRESS, RING, CardBench, frame
 
 

@@ -8,7 +8,8 @@ from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
 from hw.config import load_machine
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ
 from hw.nic.registers import REG
-from hw.nic.rx_queue import QueueError, RxQueue
+from hw.nic.ring_queue import QueueError
+from hw.nic.rx_queue import RxQueue
 from tests.hw.simulate import simulate
 
 BASE = 0x3456_0080
@@ -24,8 +25,8 @@ class Bench:
         self.ready, self.busy = ready, busy
         self.serving = True  # the DMA takes descriptors
         self.status = TlpStatus.SUCCESS
-        self.rdlen, self.rdbah, self.rdbal, self.rdt, self.srrctl = SIZE * DESCRIPTOR_BYTES, BASE >> 32, BASE, 0, 2
-        self.resetting, self.reset, self.master = 0, 0, 1
+        self.length, self.base_high, self.base_low, self.tail = SIZE * DESCRIPTOR_BYTES, BASE >> 32, BASE, 0
+        self.resetting, self.reset, self.master, self.no_buffer = 0, 0, 1, 0
         self.reads, self.taken, self.finished, self.written, self.errors = [], [], 0, 0, []
         self._bus = None
         self._holding = False
@@ -43,12 +44,12 @@ class Bench:
     @property
     def head(self):
         """RDH as software reads it."""
-        return self.ctx.get(self.queue.registers.rdh)
+        return self.ctx.get(self.queue.registers.head)
 
     @property
     def enabled(self):
         """RXDCTL.ENABLE as software reads it."""
-        return bool(self.ctx.get(self.queue.registers.rxdctl) & REG.RXDCTL.ENABLE.mask)
+        return bool(self.ctx.get(self.queue.registers.control) & REG.RXDCTL.ENABLE.mask)
 
     async def write(self, register, value):
         """An edge at which software writes ``register``."""
@@ -72,9 +73,9 @@ class Bench:
     async def step(self):
         """One cycle."""
         ctx, queue, rng = self.ctx, self.queue, self.random
-        for name in ("rdlen", "rdbah", "rdbal", "rdt", "srrctl"):
+        for name in ("length", "base_high", "base_low", "tail"):
             ctx.set(getattr(queue.registers, name).value, getattr(self, name) & 0xFFFF_FFFF)
-        for name in ("resetting", "reset", "master"):
+        for name in ("resetting", "reset", "master", "no_buffer"):
             ctx.set(getattr(queue, name), getattr(self, name))
         ctx.set(queue.bus.write, self._bus is not None)
         if self._bus:
@@ -159,7 +160,7 @@ def test_head():
     async def scenario(b):
         await b.write(REG.RDH, 6)
         assert b.head == 6
-        b.rdt = 9
+        b.tail = 9
         await b.enable()
         await b.until(lambda: b.head == 9)
         assert b.taken == [0x6000, 0x7000, 0x8000]
@@ -169,7 +170,7 @@ def test_head():
         await b.until(lambda: b.get("disabled"))
         b.reset = 1
         await b.step()
-        assert b.head == 0 and b.ctx.get(b.queue.registers.rxdctl) == 0
+        assert b.head == 0 and b.ctx.get(b.queue.registers.control) == 0
 
     Bench().run(scenario)
 
@@ -177,11 +178,11 @@ def test_head():
 @pytest.mark.parametrize(
     ("registers", "head", "kind"),
     [
-        ({"rdlen": 0}, 0, QueueError.RING_LENGTH),
-        ({"rdbah": 1 << 31}, 0, QueueError.RING_BASE),
-        ({"srrctl": 0}, 0, QueueError.BUFFER_SIZE),
+        ({"length": 0}, 0, QueueError.RING_LENGTH),
+        ({"base_high": 1 << 31}, 0, QueueError.RING_BASE),
+        ({"no_buffer": 1}, 0, QueueError.BUFFER_SIZE),
         ({}, SIZE, QueueError.HEAD),
-        ({"rdt": SIZE}, 0, QueueError.TAIL),
+        ({"tail": SIZE}, 0, QueueError.TAIL),
     ],
 )
 def test_registers_checked(registers, head, kind):
@@ -198,7 +199,7 @@ def test_registers_checked(registers, head, kind):
         assert not b.enabled and not b.reads and not b.taken
         for name, value in right.items():
             setattr(b, name, value)
-        b.rdt = 4
+        b.tail = 4
         await b.write(REG.RDH, 0)
         await b.enable()
         await b.until(lambda: b.written == 4)
@@ -212,13 +213,13 @@ def test_error_while_running(kind):
     """An error stops the queue, but what has been finished is written back before ENABLE reads 0."""
 
     async def scenario(b):
-        b.rdt = 4
+        b.tail = 4
         await b.enable()
         await b.until(lambda: len(b.taken) == 2)
         if kind == QueueError.TAIL:
-            b.rdt = SIZE
+            b.tail = SIZE
         else:
-            b.status, b.rdt = TlpStatus.UNSUPPORTED_REQUEST, 12
+            b.status, b.tail = TlpStatus.UNSUPPORTED_REQUEST, 12
         await b.until(lambda: b.errors)
         await b.until(lambda: not b.enabled)
         assert set(b.errors) == {kind} and b.get("failed") and b.get("disabled")
@@ -235,7 +236,7 @@ def test_disable(seed, reset):
 
     async def scenario(b):
         for _ in range(6):
-            b.rdt = (b.head + 11) % SIZE
+            b.tail = (b.head + 11) % SIZE
             await b.enable()
             await b.cycles(b.random.randrange(3, 60))
             if reset:
@@ -256,7 +257,7 @@ def test_ring_above_4_gib():
     """RDBAH is bits 63:32 of the ring's base."""
 
     async def scenario(b):
-        b.rdbah, b.serving = 0x12, False
+        b.base_high, b.serving = 0x12, False
         await b.enable()
         await b.cycles(2)
         assert b.ctx.get(b.queue.fetch.ring.base) == 0x12 << 32 | BASE
@@ -264,20 +265,19 @@ def test_ring_above_4_gib():
     Bench().run(scenario)
 
 
-def test_may_drop():
-    """A packet may be dropped when the ring is empty and SRRCTL.DROP_EN is on, else not."""
+def test_exhausted():
+    """The ring is empty once every descriptor before the tail has been taken, not before."""
 
     async def scenario(b):
-        b.rdt, b.serving = 2, False
+        b.tail, b.serving = 2, False
         await b.enable()
-        b.srrctl |= REG.SRRCTL.DROP_EN.mask
         await b.cycles(20)
-        assert not b.get("may_drop")
+        assert not b.get("exhausted")
         b.serving = True
         await b.until(lambda: b.written == 2)
-        assert b.get("may_drop")
-        b.srrctl &= ~REG.SRRCTL.DROP_EN.mask
+        assert b.get("exhausted")
+        b.tail = 3
         await b.step()
-        assert not b.get("may_drop")
+        assert not b.get("exhausted")
 
     Bench().run(scenario)
