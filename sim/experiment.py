@@ -18,12 +18,12 @@ from sim.observe.log import EventLog
 from sim.observe.waves import gtkwave_view
 from sim.result import Fate, Observation, summarise
 from sim.session import Software, observe
-from sim.wire.capture import write_capture
-from sim.wire.frames import TrafficError, with_fcs
+from sim.wire.capture import Captured, Direction, write_capture
+from sim.wire.frames import FCS_BYTES, Frame, TrafficError, with_fcs
 from sim.wire.traffic import Traffic
 from sw.paths import PathError, path_named
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "captured"]
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,32 @@ class Experiment:
         if self.waves:
             (self.out / "waves.gtkw").write_text(gtkwave_view(EventLog(observation.manifest, observation.log)))
         ns_per_tick = Fraction(10**9, self.machine.ticks_per_second)
-        arrived = [(fate.arrived_tick, fate) for fate in fates if fate.arrived_tick is not None]
-        write_capture(
-            self.out / "wire.pcapng",
-            (
-                (tick * ns_per_tick, self.traffic.frames[fate.packet - 1].data, fate.told(ns_per_tick))
-                for tick, fate in sorted(arrived, key=lambda pair: pair[0])
-            ),
-        )
+        write_capture(self.out / "wire.pcapng", captured(fates, self.traffic.frames, observation.sent, ns_per_tick))
+
+
+def captured(
+    fates: Sequence[Fate],
+    frames: Sequence[Frame],
+    sent: Sequence[tuple[int, int, bytes]],
+    ns_per_tick: Fraction,
+) -> list[Captured]:
+    """What passed the card's port, both ways, when its last bit did.
+
+    Arguments:
+        fates: of the packets that were offered.
+        frames: those packets, in the order of their ids.
+        sent: tick, id and bytes (FCS included) of each frame that the card sent.
+    """
+    into = [
+        Captured(fate.arrived_tick * ns_per_tick, frames[fate.packet - 1].data, fate.told(ns_per_tick))
+        for fate in fates
+        if fate.arrived_tick is not None
+    ]
+    out_of = [
+        Captured(tick * ns_per_tick, data[:-FCS_BYTES], f"sent packet {packet}", Direction.OUTBOUND)
+        for tick, packet, data in sent
+    ]
+    return sorted(into + out_of, key=lambda frame: frame.time_ns)
 
 
 def _status(console: Console | None, text: str) -> Any:

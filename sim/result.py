@@ -66,6 +66,7 @@ class Observation:
     delivered: Mapping[int, int]  #: packet id -> handle of the first operation after recv returned it
     transmitted: Mapping[int, int]  #: packet id -> tick at which the frame made of it left on the wire
     dropped: Mapping[int, str]  #: packet id -> reason, hardware and software
+    sent: Sequence[tuple[int, int, bytes]]  #: by the card: tick at which its last bit left, id, bytes with FCS
     polls: int  #: calls of the driver's poll function
     counters: Mapping[str, int]
     counters_at_ready: Mapping[str, int]  #: when the software was up, before the first frame

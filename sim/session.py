@@ -104,6 +104,7 @@ async def observe(
         ConfigError: when the software cannot be set up on this machine.
     """
     begin = time.monotonic()
+    engine.keep_transmitted()
     account = _Account()
     system = software.system(engine, machine, account.note)
     await system.boot()
@@ -133,7 +134,7 @@ async def observe(
         if account.count + len(dropped_by_card) != done:
             done, changed = account.count + len(dropped_by_card), until
         if done == len(frames) and account.sent:
-            left = _left(EventLog(engine.manifest, engine.log()))
+            left = _left(engine)
         advance(done)
         if ended is not WakeKind.LIMIT:
             break
@@ -142,7 +143,7 @@ async def observe(
 
     log = EventLog(engine.manifest, engine.log())
     written = _written(log)
-    left = _left(log)
+    left = _left(engine)
     functions, stages, tags = _tags(system.record)
     return Observation(
         manifest=engine.manifest,
@@ -154,6 +155,7 @@ async def observe(
         stages=stages,
         delivered={written[packet]: handle for packet, handle in account.delivered.items()},
         transmitted={written[packet]: left[frame] for packet, frame in account.sent.items() if frame in left},
+        sent=engine.transmitted(),
         dropped={
             **_dropped_by_card(engine),
             **{written[packet]: reason for packet, reason in account.dropped.items()},
@@ -236,6 +238,15 @@ def _written(log: EventLog) -> dict[Frame, int]:
     return written
 
 
-def _left(log: EventLog) -> dict[Frame, int]:
-    """Tick at which the last bit of each transmitted frame left."""
-    return {}
+def _left(engine: Engine) -> dict[Frame, int]:
+    """Tick at which the last bit of each frame that software gave to the card left."""
+    ticks = {packet: tick for tick, packet, _ in engine.transmitted()}
+    left: dict[Frame, int] = {}
+    count: Counter[int] = Counter()
+    taken = EventLog(engine.manifest, engine.log()).select("nic.tx.dma.descriptor_taken")
+    # A packet of several descriptors is told of several times.
+    for packet, queue in dict(taken[["packet", "queue"]].tolist()).items():
+        if packet in ticks:
+            left[queue, count[queue]] = ticks[packet]
+        count[queue] += 1
+    return left

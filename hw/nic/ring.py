@@ -28,12 +28,15 @@ class Ring(ABC):
         taken: a descriptor as it waits in the card.
         finished: what is told of a descriptor when the card is done with it; it has a field ``packet``.
         result: a descriptor as the card writes it back.
+        traced: its write-backs carry the packet's id, as what belongs to received packets does. Packets that are sent
+            have ids of their own, which only reads carry.
     """
 
     source: type[data.Struct]
     taken: type[data.Struct]
     finished: type[data.Struct]
     result: type[data.Struct]
+    traced: bool
 
     @abstractmethod
     def take(self, m, source, taken) -> Value:
@@ -50,6 +53,7 @@ class Ring(ABC):
 
 class _RxRing(Ring):
     source, taken, finished, result = AdvancedRxRead, RxDescriptor, Finished, AdvancedRxWriteBack
+    traced = True
 
     def take(self, m, source, taken):
         m.d.comb += taken.address.eq(source.packet_address)
@@ -71,6 +75,7 @@ class _RxRing(Ring):
 
 class _TxRing(Ring):
     source, taken, finished, result = AdvancedTxData, TxDescriptor, TxFinished, AdvancedTxWriteBack
+    traced = False
 
     def take(self, m, source, taken):
         # Legacy descriptors (DEXT = 0) have the same address, length, EOP, IFCS, RS and VLE

@@ -50,7 +50,7 @@ class TxDma(wiring.Component):
     With a descriptor waiting and nothing in the way, its first read is offered two edges after the descriptor, and one
     more at each edge: a packet of one read takes two cycles. It is committed one edge after its last completion.
 
-    A packet is dropped, and reported by ``drop``, for what is wrong with its descriptors; these are finished in order,
+    A packet is dropped, and reported by ``unsent``, for what is wrong with its descriptors; these are finished in order,
     like all others, and their buffers are not read from then on. It is also dropped when its queue stops
     amid it; then the rest of its descriptors are not finished.
 
@@ -89,7 +89,7 @@ class TxDma(wiring.Component):
             "nic", "a descriptor of a packet is taken", packet=PACKET_WIDTH, queue=8, index=16, length=16
         )
         self.dma_read = Probe("nic", "a read of payload begins", packet=PACKET_WIDTH, address=64, length=16)
-        self.drop = Probe(
+        self.unsent = Probe(
             "nic", "a packet is not sent", packet=PACKET_WIDTH, queue=8, reason=TransmitDropReason, length=16
         )
         self.reads = Counter("nic", "payload reads")
@@ -245,7 +245,7 @@ class TxDma(wiring.Component):
             m.d.nic += [done.bit_select(tail, 1).eq(~reading), refused.bit_select(tail, 1).eq(0)]
 
         self.descriptor_taken.emit(
-            m, take & ~context, packet=number, queue=queue, index=index, length=descriptor.length
+            m, go & (progress == 0) & ~context, packet=number, queue=queue, index=index, length=descriptor.length
         )
         self.dma_read.emit(m, reading, packet=number, address=_address(descriptor, progress), length=part)
         self.reads.increment(m, reading)
@@ -347,7 +347,7 @@ class TxDma(wiring.Component):
                 port.payload.packet.eq(step.packet),
                 self.sent[index].eq(ended & ~dropped & (step.queue == index)),
             ]
-        self.drop.emit(m, dropped, packet=step.packet, queue=step.queue, reason=reason, length=step.length)
+        self.unsent.emit(m, dropped, packet=step.packet, queue=step.queue, reason=reason, length=step.length)
         self.packets_dropped.increment(m, dropped)
         return step.queue
 

@@ -95,8 +95,9 @@ class WriteBack(wiring.Component):
                 beat.header.kind.eq(TlpType.MEMORY_WRITE),
                 beat.header.address.eq(self.ring.base + (self.head << 4)),
                 beat.header.length.eq(sum(self.sent_lanes) * DESCRIPTOR_BYTES),
-                beat.header.packet.eq(self.sent[self.head % PER_LINE].packet),
             ]
+            if self.kind.traced:
+                m.d.comb += beat.header.packet.eq(self.sent[self.head % PER_LINE].packet)
             for place, entry in enumerate(self.sent):
                 with m.If(self.sent_lanes[place]):
                     self.kind.report(m, entry, line[place])

@@ -1,19 +1,22 @@
 """Capture files: pcapng in and out by python-pcapng, pcap in by scapy."""
 
+import enum
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from pcapng import FileScanner, FileWriter
 from pcapng.blocks import EnhancedPacket, InterfaceDescription, SectionHeader, SimplePacket
 from pcapng.exceptions import PcapngException
+from pcapng.structs import EPBFlags
 from scapy.error import Scapy_Exception
 from scapy.utils import RawPcapReader
 
 from .frames import FCS_BYTES, HOST_MAC, LEAST_FRAME_BYTES, Frame, TrafficError
 
-__all__ = ["read_capture", "write_capture"]
+__all__ = ["Captured", "Direction", "read_capture", "write_capture"]
 
 #: Link type of Ethernet in a capture file (LINKTYPE_ETHERNET).
 ETHERNET = 1
@@ -24,6 +27,24 @@ GZIP = b"\x1f\x8b"
 #: Bytes of a pcap file's header, and of each record's.
 PCAP_HEADER_BYTES = 24
 PCAP_RECORD_BYTES = 16
+
+
+class Direction(enum.IntEnum):
+    """Which way a frame passed the captured port: bits 1:0 of epb_flags (pcapng, section 4.3.1)."""
+
+    INBOUND = 1  #: into the card
+    OUTBOUND = 2  #: out of it
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A frame to be written."""
+
+    time_ns: Fraction  #: whole nanoseconds of it are kept
+    data: bytes  #: without FCS
+    comment: str
+    direction: Direction = Direction.INBOUND
+
 
 #: A record of a capture: time in ns, bytes captured, bytes on the wire, link type.
 Record = tuple[Fraction, bytes, int, int]
@@ -128,8 +149,8 @@ def _checked(where: str, record: Record) -> tuple[Fraction, bytes]:
     return time_ns, data.ljust(LEAST_FRAME_BYTES - FCS_BYTES, b"\0")
 
 
-def write_capture(path: Path, frames: Iterable[tuple[Fraction, bytes, str]]) -> None:
-    """Write a pcapng file from (time in ns, frame without FCS, comment); times keep whole nanoseconds."""
+def write_capture(path: Path, frames: Iterable[Captured]) -> None:
+    """Write a pcapng file, of the frames in the order given."""
     section = SectionHeader(options={"shb_userappl": "nicscope"})
     section.new_member(
         InterfaceDescription,
@@ -139,8 +160,9 @@ def write_capture(path: Path, frames: Iterable[tuple[Fraction, bytes, str]]) -> 
     )
     with path.open("wb") as file:
         writer = FileWriter(file, section)
-        for time_ns, data, comment in frames:
-            block = section.new_member(EnhancedPacket, options={"opt_comment": comment})
-            block.timestamp_high, block.timestamp_low = divmod(int(time_ns), 1 << 32)
-            block.packet_data = data
+        for frame in frames:
+            flags = EPBFlags(frame.direction)
+            block = section.new_member(EnhancedPacket, options={"opt_comment": frame.comment, "epb_flags": flags})
+            block.timestamp_high, block.timestamp_low = divmod(int(frame.time_ns), 1 << 32)
+            block.packet_data = frame.data
             writer.write_block(block)

@@ -14,6 +14,7 @@ __all__ = [
     "CLIENT_MAC",
     "FCS_BYTES",
     "GENERATOR_PORT",
+    "HEADER_BYTES_ETHERNET",
     "HOST_IP",
     "HOST_MAC",
     "LEAST_FRAME_BYTES",
@@ -35,13 +36,15 @@ CLIENT_IP = ipaddress.IPv4Address("10.0.0.2")
 #: UDP port of generated frames: discard (RFC 863).
 GENERATOR_PORT = 9
 
+#: Both addresses and the type.
+HEADER_BYTES_ETHERNET = 14
 FCS_BYTES = 4
 #: Shorter frames are padded by the sending MAC (IEEE 802.3, section 3.2.8), FCS included.
 LEAST_FRAME_BYTES = 64
 #: Wire bytes beside a frame's own: preamble, SFD and inter-frame gap (IEEE 802.3).
 WIRE_OVERHEAD_BYTES = 20
 #: Ethernet, IPv4 and UDP headers, in bytes.
-HEADER_BYTES = 14 + 20 + 8
+HEADER_BYTES = HEADER_BYTES_ETHERNET + 20 + 8
 #: Sizes of generated frames, FCS included: no payload to all that one IPv4 packet holds. Those below 64 are runts,
 #: those above 1518 giants: what the card does with them can be seen.
 LEAST_SIZE = HEADER_BYTES + FCS_BYTES

@@ -6,7 +6,7 @@ The kernel's driver and the poll-mode driver share this code, as the real ones s
 from dataclasses import dataclass
 
 from hw.memory_map import BAR0_BASE, BAR3_BASE
-from hw.nic.descriptors import DESCRIPTOR_BYTES
+from hw.nic.descriptors import DESCRIPTOR_BYTES, TX_DATA
 from hw.nic.registers import REG, Register
 from sw.core import function
 from sw.linux.cpu import Cpu
@@ -19,7 +19,9 @@ __all__ = [
     "ixgbe_rx_enable",
     "ixgbe_rx_queue_start",
     "ixgbe_rx_unit_configure",
+    "ixgbe_tx_queue_start",
     "ixgbe_wait_link",
+    "tx_data",
 ]
 
 #: Reads of a register before the driver gives up on the card.
@@ -131,3 +133,38 @@ async def ixgbe_rx_enable(cpu: Cpu, hw: IxgbeHw) -> None:
 async def ixgbe_wait_link(cpu: Cpu, hw: IxgbeHw) -> None:
     """Wait for the link."""
     await hw.wait_for(cpu, REG.LINKS, REG.LINKS.UP.mask, REG.LINKS.UP.mask)
+
+
+@function()
+async def ixgbe_tx_queue_start(cpu: Cpu, hw: IxgbeHw, queue: int, descriptors: int, count: int) -> None:
+    """Let the card pad and append the FCS, give it a ring, and enable both (section 4.6.8)."""
+    hlreg0 = await hw.read(cpu, REG.HLREG0)
+    hw.write(cpu, REG.HLREG0, hlreg0 | REG.HLREG0.TXCRCEN.mask | REG.HLREG0.TXPADEN.mask)
+    hw.write(cpu, REG.TDBAL, descriptors & 0xFFFF_FFFF, queue)
+    hw.write(cpu, REG.TDBAH, descriptors >> 32, queue)
+    hw.write(cpu, REG.TDLEN, count * DESCRIPTOR_BYTES, queue)
+    hw.write(cpu, REG.TDH, 0, queue)
+    hw.write(cpu, REG.TDT, 0, queue)
+    hw.write(cpu, REG.DMATXCTL, await hw.read(cpu, REG.DMATXCTL) | REG.DMATXCTL.TE.mask)
+    enable = REG.TXDCTL.ENABLE.mask
+    hw.write(cpu, REG.TXDCTL, enable, queue)
+    await hw.wait_for(cpu, REG.TXDCTL, enable, enable, queue)
+
+
+def tx_data(address: int, length: int, *, report: bool = True) -> bytes:
+    """An advanced descriptor for a frame in one piece.
+
+    Arguments:
+        address: physical address of the frame, without FCS.
+        report: have the card write the descriptor back when it is done.
+    """
+    return TX_DATA.pack(
+        address=address,
+        length=length,
+        dtyp=3,
+        dext=1,
+        ifcs=1,
+        eop=1,
+        rs=int(report),
+        payload_length=length,
+    )

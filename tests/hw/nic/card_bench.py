@@ -13,7 +13,7 @@ from hw.config import load_machine
 from hw.lib.observe import collect
 from hw.lib.probe import Probe
 from hw.memory_map import BAR0_BASE, BAR3_BASE
-from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
+from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK, TX_DATA, TX_WRITE_BACK
 from hw.nic.drop import DropReason
 from hw.nic.nic import Nic
 from hw.nic.registers import REG, STATION_ADDRESS, msix_entry
@@ -22,6 +22,9 @@ from tests.hw.simulate import simulate
 BROADCAST = b"\xff" * 6
 MEMORY_BYTES = 1 << 20
 RING, BUFFERS = 0x1000, 0x10000
+#: Rings of further receive queues, and of transmit queues; what is to be sent lies from TX_BUFFERS on.
+RING_BYTES = 0x400
+TX_RING, TX_BUFFERS = 0x4000, 0x80000
 MSI_ADDRESS, MSI_DATA = 0xFEE0_1004, 0x51
 
 
@@ -63,6 +66,15 @@ class Tlp:
 
 
 @dataclass
+class Sent:
+    """A frame on the wire."""
+
+    cycle: int  #: by which its last byte has left
+    packet: int
+    raw: bytes
+
+
+@dataclass
 class Event:
     """A probe that fired."""
 
@@ -93,6 +105,10 @@ class CardBench:
         self.to_card: deque[tuple[int, int]] = deque()  # (earliest cycle, beat), in order
         self.reads: list[tuple[int, Tlp]] = []  # (due, request)
         self.tlps: list[Tlp] = []
+        self.sent: list[Sent] = []
+        self.tx_next: dict[int, int] = {}  # by queue, the next descriptor to be written
+        self.tx_size = 16
+        self._tx_at = TX_BUFFERS
         self.events: list[Event] = []
         self.answers: dict[int, Tlp] = {}
         self.offered: dict[int, bytes] = {}
@@ -114,9 +130,9 @@ class CardBench:
         assert len({e.fields["packet"] for e in found}) == len(found), "a packet was dropped twice"
         return {e.fields["packet"]: DropReason(e.fields["reason"]) for e in found}
 
-    def written_back(self) -> list[tuple[int, int]]:
+    def written_back(self, way: str = "rx") -> list[tuple[int, int]]:
         """(packet, index) in order of time and place."""
-        return [(e.fields["packet"], e.fields["index"]) for e in self.of("write_back")]
+        return [(e.fields["packet"], e.fields["index"]) for e in self.of(f"{way}.write_back")]
 
     # The wire
 
@@ -199,6 +215,49 @@ class CardBench:
             out += bytes(self.memory[at : at + self.descriptor(index)["length"]])
         return out
 
+    # Software that sends
+
+    async def set_up_transmit(self, size: int = 16, queues: int = 1, head: int = 0):
+        """Rings of ``size`` descriptors, their causes on vector 0, transmit on."""
+        self.tx_size = size
+        ivar = REG.IVAR
+        await self.write(ivar.offset(0), ivar.RX_EVEN_VALID.mask | ivar.TX_EVEN_VALID.mask | ivar.TX_ODD_VALID.mask)
+        await self.write(REG.DMATXCTL.offset(), REG.DMATXCTL.TE.mask)
+        for queue in range(queues):
+            self.tx_next[queue] = head
+            await self.write(REG.TDBAL.offset(queue), self.tx_ring(queue), 8)
+            await self.write(REG.TDLEN.offset(queue), DESCRIPTOR_BYTES * size)
+            await self.write(REG.TDH.offset(queue), head)
+            await self.write(REG.TDT.offset(queue), head)
+            await self.write(REG.TXDCTL.offset(queue), REG.TXDCTL.ENABLE.mask)
+
+    def tx_ring(self, queue: int) -> int:
+        """Address of a transmit ring."""
+        return TX_RING + RING_BYTES * queue
+
+    def put(self, queue: int, raw: bytes, **fields: int) -> int:
+        """Write the next descriptor of a transmit ring, with its bytes in memory; returns its index."""
+        address = fields.pop("address", None)
+        if address is None:
+            address = self._tx_at + fields.pop("shift", 0)
+            self._tx_at = TX_BUFFERS + (self._tx_at - TX_BUFFERS + 4096 * (1 + len(raw) // 4096)) % 0x40000
+            self.memory[address : address + len(raw)] = raw
+        index = self.tx_next[queue]
+        self.tx_next[queue] = (index + 1) % self.tx_size
+        given = {"address": address, "length": len(raw), "dtyp": 3, "dext": 1, "ifcs": 1, "payload_length": len(raw)}
+        at = self.tx_ring(queue) + DESCRIPTOR_BYTES * index
+        self.memory[at : at + DESCRIPTOR_BYTES] = TX_DATA.pack(given | fields)
+        return index
+
+    async def set_tx_tail(self, queue: int = 0):
+        """Give the card the descriptors that have been written."""
+        await self.write(REG.TDT.offset(queue), self.tx_next[queue])
+
+    def tx_done(self, queue: int, index: int) -> bool:
+        """Whether a transmit descriptor has been written back."""
+        at = self.tx_ring(queue) + DESCRIPTOR_BYTES * index
+        return bool(TX_WRITE_BACK.get(bytes(self.memory[at : at + DESCRIPTOR_BYTES]), "dd"))
+
     # Time
 
     async def until(self, condition, limit: int = 20000):
@@ -250,6 +309,8 @@ class CardBench:
         ctx.set(card.wire.valid, bool(self.wire))
         if self.wire:
             ctx.set(card.wire.payload, FrameBeat.from_bits(self.wire[0]))
+        if ctx.get(card.wire_out.valid):
+            self._leave(ctx.get(card.wire_out.payload))
         fired = ctx.get(self._valids)
         flags = ctx.get(Cat(send.valid & send.ready, receive.ready, card.wire.ready, card.quiet))
         if flags & 1:
@@ -268,6 +329,19 @@ class CardBench:
     @property
     def _valids(self):
         return Cat(probe.valid for probe in self.probes.values())
+
+    _leaving: bytes = b""
+
+    def _leave(self, beat):
+        assert beat.first == (not self._leaving)
+        line = beat.data.to_bytes(64, "little")
+        end = beat.length - len(self._leaving)
+        assert not any(line[max(0, end) :]), "bytes behind the frame"
+        self._leaving += line[:end]
+        assert beat.last == (len(self._leaving) == beat.length)
+        if beat.last:
+            self.sent.append(Sent(self.cycle, beat.packet, self._leaving))
+            self._leaving = b""
 
     _partial: bytes = b""
 
@@ -302,7 +376,10 @@ class CardBench:
             if tlp.address < MEMORY_BYTES:
                 self.memory[tlp.address : tlp.address + tlp.length] = tlp.data
         elif tlp.kind == TlpType.MEMORY_READ:
+            assert tlp.length <= self.config.pcie.mrrs and tlp.address // 4096 == (tlp.address + tlp.length - 1) // 4096
+            assert tlp.tag not in {read.tag for _, read in self.reads}, "a tag in use"
             self.reads.append((self.cycle + self.random.randint(*self.latency), tlp))
+            assert len(self.reads) <= self.config.nic.read_tags
         else:
             self.answers[tlp.tag] = tlp
 
@@ -313,15 +390,19 @@ class CardBench:
             self.reads.remove(entry)
             request = entry[1]
             inside = request.address + request.length <= MEMORY_BYTES
-            data = self.memory[request.address : request.address + request.length] if inside else b""
-            header = {
-                "kind": TlpType.COMPLETION,
-                "status": TlpStatus.SUCCESS if inside else TlpStatus.UNSUPPORTED_REQUEST,
-                "address": request.address,
-                "length": request.length,
-                "remaining": request.length,
-                "tag": request.tag,
-            }
-            value = int.from_bytes(data, "little") << 8 * (request.address % 64)
-            beat = TlpBeat.const({"header": header, "data": value, "first": 1, "last": 1})
-            self.to_card.append((self.cycle, beat.as_bits()))
+            address, left = request.address, request.length
+            while left:  # a completion per line
+                size = min(left, 64 - address % 64) if inside else left
+                header = {
+                    "kind": TlpType.COMPLETION,
+                    "status": TlpStatus.SUCCESS if inside else TlpStatus.UNSUPPORTED_REQUEST,
+                    "address": address,
+                    "length": size,
+                    "remaining": left,
+                    "tag": request.tag,
+                }
+                data = self.memory[address : address + size] if inside else b""
+                value = int.from_bytes(data, "little") << 8 * (address % 64)
+                beat = TlpBeat.const({"header": header, "data": value, "first": 1, "last": 1})
+                self.to_card.append((self.cycle, beat.as_bits()))
+                address, left = address + size, left - size

@@ -8,7 +8,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import PcapWriter, RawPcapReader
 
-from sim.wire.capture import read_capture, write_capture
+from sim.wire.capture import Captured, Direction, read_capture, write_capture
 from sim.wire.frames import CLIENT_MAC, HOST_MAC, TrafficError, generate
 
 BUNDLED = Path(__file__).parents[3] / "traffic" / "programs.pcapng"
@@ -33,13 +33,16 @@ def test_bundled_capture_holds_real_programs():
 
 def test_what_is_written_reads_back_to_the_nanosecond(tmp_path):
     path = tmp_path / "out.pcapng"
-    frames = [(Fraction(67 * index), data, f"packet {index + 1}") for index, data in enumerate(generate(64, 20, 1))]
+    frames = [
+        Captured(Fraction(67 * index), data, f"packet {index + 1}", Direction(1 + index % 2))
+        for index, data in enumerate(generate(64, 20, 1))
+    ]
     write_capture(path, frames)
     read, left_out = read_capture(path)
-    assert [(frame.time_ns, frame.data) for frame in read] == [(time, data) for time, data, _ in frames]
+    assert [(frame.time_ns, frame.data) for frame in read] == [(frame.time_ns, frame.data) for frame in frames]
     assert left_out == 0
-    comments = [meta.comments for _, meta in RawPcapReader(str(path))]
-    assert comments[3] == [b"packet 4"]
+    told = [(meta.comments, meta.direction) for _, meta in RawPcapReader(str(path))]
+    assert told == [([frame.comment.encode()], frame.direction) for frame in frames]
 
 
 def test_pcap_is_read_in_order_of_time(tmp_path):

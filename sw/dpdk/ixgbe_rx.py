@@ -1,4 +1,4 @@
-"""The poll-mode driver of the card, with vector instructions (drivers/net/ixgbe, ixgbe_rxtx_vec_sse.c).
+"""Receiving by the poll-mode driver, with vector instructions (drivers/net/ixgbe, ixgbe_rxtx_vec_sse.c).
 
 Four descriptors lie in a line and are handled together; buffers are given back, and the tail register is written, once
 in 32.
@@ -11,14 +11,7 @@ from hw.nic.registers import REG
 from sw.core import LINE, function
 from sw.dpdk.mbuf import RTE_MBUF, RTE_PKTMBUF_HEADROOM, iova
 from sw.dpdk.mempool import Mempool, rte_mempool_get_bulk
-from sw.ixgbe.hw import (
-    IxgbeHw,
-    ixgbe_reset_hw,
-    ixgbe_rx_enable,
-    ixgbe_rx_queue_start,
-    ixgbe_rx_unit_configure,
-    ixgbe_wait_link,
-)
+from sw.ixgbe.hw import IxgbeHw, ixgbe_rx_queue_start
 from sw.linux.cpu import Cpu
 from sw.structs import Struct
 
@@ -27,7 +20,8 @@ __all__ = [
     "RTE_IXGBE_DESCS_PER_LOOP",
     "RTE_IXGBE_RXQ_REARM_THRESH",
     "IxgbeRxQueue",
-    "ixgbe_dev_start",
+    "check_ring",
+    "ixgbe_dev_rx_queue_start",
     "ixgbe_recv_pkts_vec",
     "rx_burst_wait",
 ]
@@ -58,6 +52,19 @@ _LENGTH_SHIFT, _LENGTH_MASK = _upper_field("length")
 _HASH_SHIFT = RX_WRITE_BACK.fields["rss_hash"][0]
 
 
+def check_ring(count: int) -> None:
+    """Refuse a number of descriptors that the driver does not take.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if not IXGBE_MIN_RING_DESC <= count <= IXGBE_MAX_RING_DESC or count & count - 1:
+        raise ValueError(
+            f"the poll-mode driver takes {IXGBE_MIN_RING_DESC} to {IXGBE_MAX_RING_DESC} descriptors, "
+            f"a power of two, not {count}"
+        )
+
+
 class IxgbeRxQueue:
     """A receive queue.
 
@@ -71,11 +78,7 @@ class IxgbeRxQueue:
     """
 
     def __init__(self, memory: int, count: int, queue: int = 0):
-        if not IXGBE_MIN_RING_DESC <= count <= IXGBE_MAX_RING_DESC or count & count - 1:
-            raise ValueError(
-                f"the poll-mode driver takes {IXGBE_MIN_RING_DESC} to {IXGBE_MAX_RING_DESC} descriptors, "
-                f"a power of two, not {count}"
-            )
+        check_ring(count)
         self.count = count
         self.queue = queue
         self.ring = memory
@@ -94,22 +97,18 @@ class IxgbeRxQueue:
 
 
 @function()
-async def ixgbe_dev_start(cpu: Cpu, hw: IxgbeHw, mac: bytes, queue: IxgbeRxQueue, promiscuous: bool) -> None:
-    """Reset the card, give it a full ring, receive. No interrupt is unmasked.
+async def ixgbe_dev_rx_queue_start(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue) -> None:
+    """Enable the queue and give the card a full ring.
 
     Raises:
-        IxgbeError: if the card does not answer as it should.
+        MemoryError: if the pool has too few mbufs.
     """
-    await ixgbe_reset_hw(cpu, hw, mac)
-    await ixgbe_rx_unit_configure(cpu, hw, promiscuous)
     await ixgbe_rx_queue_start(cpu, hw, queue.queue, iova(queue.ring), queue.count, _BUFFER_BYTES)
     cpu.store(queue.state, RX_QUEUE.pack(nb_rx_desc=queue.count), RX_QUEUE.size)
     for start in range(0, queue.count, RTE_IXGBE_RXQ_REARM_THRESH):
         if not await _arm(cpu, queue, start):
             raise MemoryError(f"the mempool has too few mbufs for {queue.count} descriptors")
     hw.write(cpu, REG.RDT, queue.count - 1, queue.queue)
-    await ixgbe_rx_enable(cpu, hw)
-    await ixgbe_wait_link(cpu, hw)
 
 
 @function()
