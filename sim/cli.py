@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ from rich.table import Table
 from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
+from sw.paths import PATHS
 
 __all__ = ["main"]
 
 #: Exit code when what the user gave cannot be used.
 BAD_INPUT = 2
 
-PATHS = ["napi"]
-APPLICATIONS = ["sink"]
 ENGINES = ["native", "cocotb", "amaranth"]
 
 #: What ``nicscope machines`` tells of each.
@@ -65,17 +65,26 @@ def cli():
     """What happens between a network wire and recv(): a network card, its memory and its driver, cycle by cycle."""
 
 
+traffic_options = [
+    click.option("--traffic", type=click.Path(path_type=Path), metavar="FILE", help="Replay a pcap or pcapng file."),
+    click.option("--speed", type=float, default=None, metavar="N", help="Replay a capture N times as fast."),
+    click.option("--size", type=int, default=None, help="Generate UDP frames of this many bytes, FCS included."),
+    click.option("--rate", default=None, help="Packet or bit rate, e.g. 5Mpps, 3.2Gbps, line.  [default: line]"),
+    click.option("--count", type=int, default=None, help="Frames to generate, or to take of a capture."),
+]
+
+software_options = [
+    click.option("--app", default=None, metavar="NAME", help="What receives, see `nicscope paths`."),
+    click.option(
+        "--ring", type=int, default=None, help="Receive descriptors.  [default: 512; the least in small memories]"
+    ),
+]
+
+
 @cli.command()
-@click.argument("path", metavar="PATH", type=click.Choice(PATHS))
-@click.option("--traffic", type=click.Path(path_type=Path), metavar="FILE", help="Replay a pcap or pcapng file.")
-@click.option("--speed", type=float, default=None, metavar="N", help="Replay a capture N times as fast.  [default: 1]")
-@click.option(
-    "--size", type=int, default=None, help="Generate UDP frames of this many bytes, FCS included.  [default: 64]"
-)
-@click.option("--rate", default=None, help="Packet or bit rate, e.g. 5Mpps, 3.2Gbps, line.  [default: line]")
-@click.option("--count", type=int, default=None, help="Frames to generate, or to take of a capture.  [default: 1000]")
-@click.option("--app", type=click.Choice(APPLICATIONS), default="sink", show_default=True, help="What receives.")
-@click.option("--ring", type=int, default=None, help="Receive descriptors.  [default: 512; 32 in small memories]")
+@click.argument("path", metavar="PATH", type=click.Choice(list(PATHS)))
+@with_options(traffic_options)
+@with_options(software_options)
 @with_options(machine_options)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
@@ -83,9 +92,10 @@ def cli():
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
 def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, waves, out, as_json):
-    """Send traffic through one receive PATH (napi) and say what became of every packet."""
-    from sim.experiment import Experiment, Traffic
+    """Send traffic through one receive PATH (see `nicscope paths`) and say what became of every packet."""
+    from sim.experiment import Experiment
     from sim.report.terminal import print_result
+    from sim.wire.traffic import Traffic
 
     console = Console(stderr=as_json)
     experiment = Experiment(
@@ -96,7 +106,7 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
         engine=engine,
         seed=seed,
         waves=waves,
-        ring=ring,
+        options={} if ring is None else {"ring_size": ring},
         out=out or Path("runs") / "last",
     )
     result = experiment.run(console)
@@ -105,6 +115,64 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
     else:
         print_result(result, console)
         console.print(f"Results in {experiment.out}/: {', '.join(experiment.files())}", highlight=False)
+
+
+@cli.command()
+@click.option(
+    "--paths", "chosen", default=None, metavar="PATH[:APP],...", help="Which, see `nicscope paths`.  [default: all]"
+)
+@with_options(traffic_options)
+@with_options(software_options)
+@with_options(machine_options)
+@click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
+@click.option("--report", is_flag=True, help="Also sweep the load, switch DDIO off, and write report.html.")
+@click.option("--json", "as_json", is_flag=True, help="Print {path: result} instead of the table.")
+def compare(
+    chosen, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, out, report, as_json
+):
+    """Send the same traffic through several paths and show them side by side.
+
+    Without traffic options: the bundled capture, then 64-byte frames at line rate.
+    """
+    from sim.compare import Comparison, compare, parse_ways
+    from sim.report.comparison import print_comparison
+
+    console = Console(stderr=as_json)
+    comparison = Comparison(
+        machine=load_machine(machine, settings),
+        ways=parse_ways(chosen, app),
+        traffics=compared_traffics(traffic, speed, size, rate, count, seed),
+        engine=engine,
+        seed=seed,
+        options={} if ring is None else {"ring_size": ring},
+        out=out or Path("runs") / "compare",
+    )
+    results = compare(comparison, console)
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+    else:
+        print_comparison(results, console)
+    if report:
+        from sim.report.page import write_report
+        from sim.report.study import study
+
+        write_report(study(comparison, results, console), comparison.out, comparison.out / "report.html")
+    told = f"Results in {comparison.out}/" + (f", report in {comparison.out}/report.html" if report else "")
+    console.print(told, highlight=False)
+
+
+def compared_traffics(traffic, speed, size, rate, count, seed):
+    """What a comparison sends: what the options say, else the bundled capture and a burst of the smallest frames."""
+    from sim.wire.traffic import BUNDLED_CAPTURE, Traffic
+
+    make = partial(Traffic.make, seed=seed)
+    if any(option is not None for option in (traffic, speed, size, rate, count)):
+        return {"traffic": make(capture=traffic, speed=speed, size=size, rate=rate, count=count)}
+    capture = make(capture=BUNDLED_CAPTURE, speed=100.0, size=None, rate=None, count=None)
+    burst = make(capture=None, speed=None, size=64, rate="line", count=2000)
+    return {"capture": capture, "burst": burst}
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
@@ -168,6 +236,18 @@ def _show(figures, tables, console, as_json):
         click.echo(json.dumps(figures, indent=2))
     else:
         tables(figures, console)
+
+
+@cli.command()
+def paths():
+    """List the ways a packet can take, and what can receive at the end of each."""
+    table = Table("path", "what it is", "--app", "what it does")
+    for path in PATHS.values():
+        first = (path.name, path.summary)
+        for name, summary in path.applications.items():
+            table.add_row(*first, name, summary)
+            first = ("", "")
+    Console().print(table)
 
 
 @cli.command()

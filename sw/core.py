@@ -54,10 +54,11 @@ class Mode(enum.IntEnum):
 
 
 _functions: list[str] = ["(none)"]
+_modules: list[str] = [""]
 _numbers: dict[str, int] = {}
 
 
-def _number_of(name: str) -> int:
+def _number_of(name: str, module: str) -> int:
     """Number of the function called ``name``, a new one the first time."""
     number = _numbers.get(name)
     if number is None:
@@ -65,6 +66,7 @@ def _number_of(name: str) -> int:
         if number > FUNCTION_MASK:
             raise ValueError(f"at most {FUNCTION_MASK} functions can be told apart")
         _functions.append(name)
+        _modules.append(module)
         _numbers[name] = number
     return number
 
@@ -122,6 +124,11 @@ class Record:
     def function_names(self) -> Sequence[str]:
         """Function names by number (``tag & 0xFFF``)."""
         return _functions
+
+    @property
+    def function_modules(self) -> Sequence[str]:
+        """The module that each function is from, by number."""
+        return _modules
 
     def __len__(self) -> int:
         return len(self.tags)
@@ -373,7 +380,7 @@ def function(mode: Mode | None = None) -> Callable[[_Code], _Code]:
     mode_bits = -1 if mode is None else mode << MODE_SHIFT
 
     def decorate(code: _Code) -> _Code:
-        return wraps(code)(_caller(code, _number_of(code.__name__), mode_bits))
+        return wraps(code)(_caller(code, _number_of(code.__name__, code.__module__), mode_bits))
 
     return decorate
 

@@ -132,6 +132,16 @@ def _stream(build: NativeBuild, machine: MachineConfig, pattern: str, size: int,
     return count * LINE_BYTES / arena.timed()
 
 
+def dram_latency_ns(machine: MachineConfig) -> float:
+    """Measured latency of a load from DRAM: a chase through four times the last level, in pages of 2 MiB.
+
+    Raises:
+        ToolError: when the machine cannot be built.
+    """
+    size = min(4 * machine.llc.size_kib * KIB, machine.dram.size_mib * MIB // 2)
+    return _chase(build_native(Design(machine)), machine, PageSize.MIB_2, size, 1)
+
+
 def memory(
     machine: MachineConfig, console: Console | None = None, *, quick: bool = False, most: int = 64 * MIB
 ) -> dict[str, Any]:

@@ -32,7 +32,9 @@ from sim.build.native import NativeBuild, build_native
 from sim.build.tools import compiler, verilator
 from sim.engine.engine import Engine, Jump, Recording
 from sim.engine.native import NativeEngine
-from sim.experiment import Experiment, Traffic, observe
+from sim.experiment import Experiment
+from sim.session import observe
+from sim.wire.traffic import Traffic
 
 __all__ = ["BenchError", "first_cycle", "print_figures", "speed", "timed"]
 
@@ -183,7 +185,7 @@ class _Workload:
     def make(cls, machine: MachineConfig, build: NativeBuild, size: int, rate: str, count: int) -> "_Workload":
         """Record the run once."""
         traffic = Traffic.make(capture=None, speed=None, size=size, rate=rate, count=count, seed=1)
-        job = Experiment("napi", "sink", machine, traffic).job()
+        job = Experiment("napi", machine, traffic).job()
         engine = NativeEngine(build, record=True)
         run = engine.execute(lambda engine: timed(engine, **job))
         return cls(machine, build, size, rate, count, job, engine.recording(), run.log_sha256)

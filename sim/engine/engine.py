@@ -205,6 +205,9 @@ class Engine(CorePort, Protocol):
         An EXECUTE or POLL that an interrupt cut short issues once for each part, under one handle.
         """
 
+    def issued_cycles(self, core: int) -> np.ndarray:
+        """Cycles that each of :meth:`issued` asked to compute: those of an EXECUTE, or what was left of it; else 0."""
+
     def recording(self) -> Recording:
         """What was handed over so far.
 

@@ -132,6 +132,7 @@ class Core:
     halted: Operation | None = None  #: a HALT it sits in
     flight: list[Flight | None] = field(default_factory=lambda: [None] * IDS)  #: by operation number
     issued: list[int] = field(default_factory=list)
+    issued_cycles: list[int] = field(default_factory=list)
 
 
 class Random:
@@ -399,6 +400,10 @@ class LoopEngine:
     def issued(self, core: int) -> np.ndarray:
         """Handles of the operations of ``core`` in the order in which they issued."""
         return np.array(self._cores[core].issued, "<i8")
+
+    def issued_cycles(self, core: int) -> np.ndarray:
+        """What each issue asked to compute."""
+        return np.array(self._cores[core].issued_cycles, "<u4")
 
     def recording(self) -> Recording:
         """What was handed over so far."""
@@ -672,6 +677,7 @@ class LoopEngine:
         op = flight.op
         flight.order, flight.issued_at = len(core.issued), at
         core.issued.append(op.handle)
+        core.issued_cycles.append(op.cycles if op.kind == EXECUTE else 0)
         if flight is core.flight[(core.next_id - 1) % IDS]:
             core.last_issued = True
         address = physical(op.address)

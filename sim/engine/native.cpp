@@ -235,6 +235,7 @@ struct Core {
     int halted = -1;     // number of a HALT it sits in
     std::array<Flight, IDS> flight;
     std::vector<int64_t> issued;
+    std::vector<uint32_t> issued_cycles;  // of each, what an EXECUTE asked for
     std::vector<Operation> script;  // replay: what to hand over
     size_t next = 0;
 };
@@ -719,6 +720,11 @@ public:
         return bytes_of(cores_[core].issued);
     }
 
+    nb::bytes issued_cycles(unsigned core) const {
+        if (core >= CORES) refuse("there is no core " + std::to_string(core));
+        return bytes_of(cores_[core].issued_cycles);
+    }
+
     nb::tuple recording() const {
         if (!record_) refuse("the engine was not made with record=True");
         nb::list frames;
@@ -1028,6 +1034,7 @@ private:
         flight.order = core.issued.size();
         flight.issued_at = at;
         core.issued.push_back(flight.handle);
+        core.issued_cycles.push_back(flight.kind == EXECUTE ? flight.cycles : 0);
         if (id == static_cast<uint8_t>(core.next_id - 1)) core.last_issued = true;
         const uint64_t address = physical(flight.address);
         switch (flight.kind) {
@@ -1603,6 +1610,7 @@ NB_MODULE(nicscope_native, m) {
         .def("log", &Loop::log)
         .def("counters", &Loop::counters)
         .def("issued", &Loop::issued, "core"_a)
+        .def("issued_cycles", &Loop::issued_cycles, "core"_a)
         .def("recording", &Loop::recording)
         .def("close", &Loop::close);
 }

@@ -176,6 +176,10 @@ class NativeEngine:
         """Handles of the operations of ``core`` in the order in which they issued."""
         return np.frombuffer(self._loop.issued(core), "<i8")
 
+    def issued_cycles(self, core: int) -> np.ndarray:
+        """What each issue asked to compute."""
+        return np.frombuffer(self._loop.issued_cycles(core), "<u4")
+
     def recording(self) -> Recording:
         """What was handed over so far."""
         operations, frames, end = self._loop.recording()

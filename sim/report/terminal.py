@@ -29,6 +29,8 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     table.add_row("delivered to an application", f"[green]{packets['delivered']:,}[/]")
     for reason, count in sorted(packets["dropped"].items(), key=lambda item: -item[1]):
         table.add_row(f"dropped: {reason}", f"[yellow]{count:,}[/]")
+    if packets["transmitted"]:
+        table.add_row("sent back or on", f"[green]{packets['transmitted']:,}[/]")
     table.add_row("in flight at the end", f"{packets['in_flight']:,}")
     console.print(table)
 

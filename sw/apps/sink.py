@@ -22,7 +22,7 @@ class Sink:
         rcvbuf: receive buffer of its socket, in bytes of ``truesize``.
         read: also read the payload, as a program would that has a use for it.
 
-    Notes: ``bound`` (port), once; for every datagram ``delivered`` (packet, port, length) at the return from
+    Notes: ``ready`` (program), once; for every datagram ``delivered`` (packet, port, length) at the return from
     ``recvfrom`` and, with ``read``, ``read`` (packet, crc32) once the bytes are known, at the next call's
     first operation.
     """
@@ -49,7 +49,7 @@ async def sink_start(cpu: Cpu, sink: Sink) -> int:
     sock = await sys_socket(cpu, sink.rcvbuf)
     await sys_bind(cpu, sock, sink.port)
     await cpu.fence()
-    cpu.note("bound", port=sink.port)
+    cpu.note("ready", program=f"sink:{sink.port}")
     return sock
 
 

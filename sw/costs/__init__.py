@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["KINDS", "Cost", "CostError", "Mitigation", "load_costs"]
+__all__ = ["KINDS", "Cost", "CostError", "Mitigation", "load_costs", "load_tables"]
 
 #: How a figure came about.
 KINDS = {
@@ -130,6 +130,21 @@ def load_costs(name_or_file: str | Path = "linux", mitigations: Iterable[str] = 
             entry: cost.plus(known_switches[name], known_switches[name].times(entry, cost))
             for entry, cost in costs.items()
         }
+    return MappingProxyType(costs)
+
+
+def load_tables(names: Iterable[str]) -> Mapping[str, Cost]:
+    """Load several tables as one.
+
+    Raises:
+        CostError: with one line, also when two of them have an entry in common.
+    """
+    costs: dict[str, Cost] = {}
+    for name in names:
+        table = load_costs(name)
+        if twice := costs.keys() & table.keys():
+            raise CostError(f"table {name} has entries that stand in another one: {', '.join(sorted(twice))}")
+        costs.update(table)
     return MappingProxyType(costs)
 
 

@@ -125,7 +125,7 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
     data = page + page_offset
     cpu.prefetch(data)
     last = upper >> _EOP_SHIFT & 1
-    packet = ring.completed - 1
+    packet = (ring.queue, ring.completed - 1)
     skb = 0
     reason = ""
     if not last or ring.in_frame:

@@ -1,6 +1,6 @@
 """What the kernel's parts share: fixed addresses, tables that lead from addresses to Python objects, statistics."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from sw.core import LINE, Mode, Record
@@ -13,6 +13,7 @@ from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
 from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
 from sw.linux.net.ipv4 import LOCAL_TABLE_BYTES, init_local_table
 from sw.linux.net.udp import UDP_TABLE_BYTES
+from sw.linux.netfilter import NF_TABLE_BYTES, init_raw_table
 from sw.linux.sched import (
     PRIORITY_IDLE,
     PRIORITY_NORMAL,
@@ -64,7 +65,7 @@ class Kernel:
         costs: Mapping[str, Cost],
         record: Record,
         mac: bytes,
-        addresses: Sequence[bytes],
+        addresses: Iterable[bytes],
         skbs: int,
         netdev_budget: int = NETDEV_BUDGET,
     ):
@@ -84,6 +85,8 @@ class Kernel:
         self.ptype_base = allocate(PTYPE_BYTES)
         self.local_table = allocate(LOCAL_TABLE_BYTES)
         self.udp_table = allocate(UDP_TABLE_BYTES)
+        self.raw_table = 0  #: address of iptables' raw table, 0 if it is not there
+        self.raw_counters = 0
         self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs)
         self.pages = PageAllocator(self.memblock)
         self.page_tables = PageTables(allocate)
@@ -98,7 +101,7 @@ class Kernel:
         self.softirq_vec = {NET_RX_SOFTIRQ: net_rx_action}
 
         # For observers
-        self.packet_of: dict[int, int] = {}  #: which received packet each skb in use is
+        self.packet_of: dict[int, tuple[int, int]] = {}  #: which received packet (queue, number) each skb in use is
         self.drops: dict[str, int] = {}  #: packets by reason
         self.time_squeezes = 0  #: softirqs that ended for want of budget
         self.spurious_interrupts = 0  #: on vectors without a handler
@@ -128,6 +131,20 @@ class Kernel:
         self._page_table_entries += self.page_tables.map(address, size, PageSize.KIB_4)
         return virtual(address, PageSize.KIB_4)
 
+    def allocate_huge(self, size: int) -> int:
+        """Memory for a program, in pages of 2 MiB (hugetlbfs); its virtual address.
+
+        It lies in one piece, so that a device can be told its physical address.
+        """
+        address = self.memblock.allocate(size, PAGE_SIZE)
+        self._page_table_entries += self.page_tables.map(address, size, PageSize.MIB_2)
+        return virtual(address, PageSize.MIB_2)
+
+    def add_raw_table(self) -> None:
+        """Set memory aside for iptables' raw table with one rule, which drops all UDP."""
+        self.raw_table = self.memblock.allocate(NF_TABLE_BYTES)
+        self.raw_counters = self.memblock.allocate(LINE * len(self.cpus))
+
     def allocate_sock(self) -> int:
         """Memory for one socket; sockets are few and stay."""
         return self._socks.pop()
@@ -144,6 +161,8 @@ class Kernel:
         self.skb_cache.init(cpu)
         init_packet_types(cpu)
         init_local_table(cpu, self.addresses)
+        if self.raw_table:
+            init_raw_table(cpu, self.raw_table)
         for each in self.cpus:
             init_list_head(cpu, each.poll_list)
             init_runqueue(cpu, each)

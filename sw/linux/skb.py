@@ -7,7 +7,7 @@ from sw.linux.cpu import Cpu
 from sw.linux.mm import kmem_cache_alloc, kmem_cache_free, put_page
 from sw.structs import Struct
 
-__all__ = ["SK_BUFF", "IpSummed", "PacketType", "consume_skb", "kfree_skb_reason", "napi_build_skb"]
+__all__ = ["SK_BUFF", "IpSummed", "PacketType", "consume_skb", "kfree_skb", "kfree_skb_reason", "napi_build_skb"]
 
 #: ``struct sk_buff``, four lines as in the kernel, the members in use in the first.
 SK_BUFF = Struct(
@@ -74,7 +74,7 @@ async def kfree_skb_reason(cpu: Cpu, skb: int, reason: str) -> None:
     await kfree_skb(cpu, skb)
 
 
-async def consume_skb(cpu: Cpu, skb: int) -> int:
+async def consume_skb(cpu: Cpu, skb: int) -> tuple[int, int]:
     """Free a packet that has been delivered; returns which it was."""
     packet = cpu.kernel.packet_of.pop(skb)
     await kfree_skb(cpu, skb)

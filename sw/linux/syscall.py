@@ -49,11 +49,11 @@ async def sys_bind(cpu: Cpu, sock: int, port: int) -> None:
 
 
 @function(mode=Mode.KERNEL)
-async def recvfrom(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, int]:
+async def recvfrom(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, tuple[int, int]]:
     """Wait for a datagram and copy at most ``size`` bytes of it to ``buffer``.
 
     Returns:
-        the bytes copied, and which received packet it was (for observers).
+        the bytes copied, and which received packet it was (queue and number, for observers).
     """
     registers = await _syscall_enter(cpu)
     copied, packet = await udp_recvmsg(cpu, sock, buffer, size)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE
-from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
+from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK, TX_DATA, TX_WRITE_BACK
 from hw.nic.registers import MSIX_ENTRY_BYTES, REG, REGISTERS
 from sim.engine.shadow import PendingStore, physical
 from sw.port import AtomicFunction, Notify, OperationKind, Wake, WakeKind
@@ -26,7 +26,7 @@ FCS_BYTES = 4
 
 
 class FunctionalNic:
-    """One receive queue, one vector; writes to memory at once. Frames come without FCS."""
+    """One queue pair, one vector; reads and writes memory at once. Frames come and go without FCS."""
 
     def __init__(self, machine: "FunctionalMachine"):
         self.machine = machine
@@ -38,6 +38,8 @@ class FunctionalNic:
         self.filtered = 0
         self.no_descriptor: list[int] = []  #: frames dropped for want of a descriptor
         self.written_back: list[int] = []  #: frames in the order of their write-back
+        self.transmitted: list[bytes] = []
+        self.tx_stalled = False  #: nothing is sent until :meth:`resume_tx`
         self.checksum_status: Callable[[bytes], dict[str, int]] | None = None  #: more fields of the write-back
         self.broken: set[str] = set()  #: registers that ignore writes and read as zero
 
@@ -73,6 +75,41 @@ class FunctionalNic:
             if offset == REG.RDT.offset():
                 assert value < self.ring_size, f"RDT = {value} outside a ring of {self.ring_size}"
             self.registers[offset] = value
+            if offset == REG.TDT.offset():
+                self.transmit()
+
+    def resume_tx(self) -> None:
+        """Send what has been held up."""
+        self.tx_stalled = False
+        self.transmit()
+
+    def transmit(self) -> None:
+        """Send every frame up to the tail."""
+        enabled = self.get(REG.DMATXCTL) & REG.DMATXCTL.TE.mask and self.get(REG.TXDCTL) & REG.TXDCTL.ENABLE.mask
+        if self.tx_stalled or not enabled:
+            return
+        assert self.get(REG.HLREG0) & REG.HLREG0.TXCRCEN.mask and self.get(REG.HLREG0) & REG.HLREG0.TXPADEN.mask
+        memory = self.machine.memory
+        ring = self.get(REG.TDBAL) | self.get(REG.TDBAH) << 32
+        size, head = self.get(REG.TDLEN) // DESCRIPTOR_BYTES, self.get(REG.TDH)
+        frame = b""
+        while head != self.get(REG.TDT):
+            address = ring + head * DESCRIPTOR_BYTES
+            descriptor = TX_DATA.unpack(bytes(memory[address : address + DESCRIPTOR_BYTES]))
+            assert descriptor["dext"] == 1 and descriptor["dtyp"] == 3 and descriptor["ifcs"] == 1, descriptor
+            piece = memory[descriptor["address"] : descriptor["address"] + descriptor["length"]]
+            frame += piece
+            if descriptor["eop"]:
+                assert descriptor["payload_length"] == len(frame)
+                self.transmitted.append(frame.ljust(60, b"\0"))
+                frame = b""
+            if descriptor["rs"]:
+                memory[address : address + DESCRIPTOR_BYTES] = TX_WRITE_BACK.pack(dd=1)
+                if self.get(REG.IVAR) & REG.IVAR.TX_EVEN_VALID.mask:
+                    self.causes |= 1 << REG.IVAR.TX_EVEN.get(self.get(REG.IVAR))
+            head = (head + 1) % size
+        assert not frame, "the tail lies within a packet"
+        self.registers[REG.TDH.offset()] = head
 
     @property
     def ring_size(self) -> int:

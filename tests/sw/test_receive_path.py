@@ -13,9 +13,11 @@ from scapy.packet import Raw
 from hw.nic.registers import REG
 from sw.core import Mode
 from sw.costs import load_costs
-from sw.ixgbe.main import IxgbeAdapter, IxgbeError
+from sw.ixgbe.hw import IxgbeError
+from sw.ixgbe.main import IxgbeAdapter
 from sw.ixgbe.ring import RX_RING
 from sw.linux.mm import OutOfMemoryError
+from sw.options import Options
 from sw.port import WakeKind
 from sw.system import System
 from tests.sw.functional_machine import FunctionalMachine
@@ -24,6 +26,11 @@ MAC = bytes.fromhex("020000000001")
 IP_ADDRESS = bytes([10, 0, 0, 1])
 PORTS = (9, 53, 11211)
 COSTS = load_costs()
+
+
+def make_system(machine, dram_bytes=4 << 20, path="napi", **options):
+    """The software of two cores on ``machine``."""
+    return System(machine, 2, dram_bytes, COSTS, path, Options(mac=MAC, addresses=(IP_ADDRESS,), **options))
 
 
 class Bench:
@@ -38,13 +45,19 @@ class Bench:
         self.interrupts = 0
         self.polls = []
         self.system = System(
-            self.machine, 2, dram_bytes, COSTS, mac=MAC, addresses=[IP_ADDRESS], on_note=self.noted, **options
+            self.machine,
+            2,
+            dram_bytes,
+            COSTS,
+            "napi",
+            Options(mac=MAC, addresses=(IP_ADDRESS,), **options),
+            on_note=self.noted,
         )
         asyncio.run(self.system.boot())
 
     def frame_of(self, note) -> int:
         """Which frame a note is about: nth write-back, nth completed descriptor."""
-        return self.machine.nic.written_back[note.data["packet"]]
+        return self.machine.nic.written_back[note.data["packet"][1]]
 
     def noted(self, note) -> None:
         if note.kind == "delivered":
@@ -209,7 +222,7 @@ def test_frame_errors_and_frames_of_several_buffers():
     assert set(bench.delivered) == {1}
 
     bench = Bench()
-    bench.frame_of = lambda note: {3: 0, 7: 1}[note.data["packet"]]  # the number of its last descriptor
+    bench.frame_of = lambda note: {3: 0, 7: 1}[note.data["packet"][1]]  # the number of its last descriptor
     bench.send([pad(udp(b"x" * 900)), pad(udp(b"y" * 900))], split=256)
     assert bench.dropped == {0: "PKT_TOO_BIG", 1: "PKT_TOO_BIG"}
 
@@ -251,7 +264,7 @@ def test_without_memory_for_buffers_the_driver_keeps_polling():
     """Sockets that hold all pages starve the ring; when they are read, receiving goes on."""
     bench = Bench(dram_bytes=720 << 10, ring_size=64, ports=(9, 53), rcvbuf=1 << 20, netdev_budget=16)
     bench.send([pad(udp(b"x" * 18, 9)), pad(udp(b"y" * 18, 53))] * 300, gap=2000)
-    state = bench.system.adapter.ring.state
+    state = bench.system.path.adapter.ring.state
     failed = RX_RING.alloc_rx_page_failed
     assert int.from_bytes(bench.machine.memory[state + failed.offset :][: failed.size], "little") > 0
     assert bench.machine.nic.no_descriptor
@@ -384,7 +397,7 @@ def test_cores_rest_when_there_is_nothing_to_do():
 @pytest.mark.parametrize("register", ["CTRL", "EEC", "RXDCTL"])
 def test_a_card_that_does_not_answer_is_given_up(register):
     machine = FunctionalMachine()
-    system = System(machine, 2, 4 << 20, COSTS, mac=MAC, addresses=[IP_ADDRESS], ring_size=64)
+    system = make_system(machine, ring_size=64)
     machine.nic.broken = {register}
     if register == "CTRL":
         machine.nic.broken = set()
@@ -395,7 +408,7 @@ def test_a_card_that_does_not_answer_is_given_up(register):
 
 def test_impossible_options_are_refused():
     def make(**options):
-        return System(FunctionalMachine(), 2, 4 << 20, COSTS, mac=MAC, addresses=[IP_ADDRESS], **options)
+        return make_system(FunctionalMachine(), **options)
 
     with pytest.raises(ValueError, match="32 to 4096 descriptors, a multiple of 8, not 0"):
         make(ring_size=0)
@@ -404,9 +417,9 @@ def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="interval must be between 0 and 1046 us, not 5000 us"):
         make(ring_size=64, itr_us=5000)
     with pytest.raises(ValueError, match="UDP port is between 1 and 65535, not 70000"):
-        make(ring_size=64, ports=[70000])
+        make(ring_size=64, ports=(70000,))
     with pytest.raises(ValueError, match="no core 2 to compute on"):
-        make(ring_size=64, compute=[2])
+        make(ring_size=64, compute=(2,))
     with pytest.raises(OutOfMemoryError, match="DRAM are too few"):
-        System(FunctionalMachine(), 2, 64 << 10, COSTS, mac=MAC, addresses=[IP_ADDRESS])
-    assert isinstance(make(ring_size=64).adapter, IxgbeAdapter)
+        make_system(FunctionalMachine(), 64 << 10)
+    assert isinstance(make(ring_size=64).path.adapter, IxgbeAdapter)

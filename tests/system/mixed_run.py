@@ -12,9 +12,10 @@ from hw.config import load_machine
 from hw.lib.time import Timer
 from hw.machine import Machine
 from sim.engine.engine import WakeKind
-from sim.experiment import PORTS, observe
+from sim.session import PORTS, observe
 from sim.wire.frames import HOST_IP, HOST_MAC, udp_frame, with_fcs
 from sw.costs import load_costs
+from sw.options import Options
 from sw.system import System
 
 TICKS_PER_NS = 4  # of machine tiny
@@ -46,7 +47,7 @@ DROPPED = {3: "crc_error", 4: "runt", 5: "NO_SOCKET", 6: "filtered"}
 
 
 def job(seed=1):
-    """Arguments for :func:`sim.experiment.observe`, but for the engine."""
+    """Arguments for :func:`sim.session.observe`, but for the engine."""
     return {"machine": load_machine("tiny"), "frames": mixed_frames(seed)}
 
 
@@ -73,24 +74,15 @@ class Meddled:
 
 
 async def observe_meddled(engine, *, meddle, **arguments):
-    """:func:`sim.experiment.observe` on a :class:`Meddled` engine."""
+    """:func:`sim.session.observe` on a :class:`Meddled` engine."""
     return await observe(Meddled(engine, meddle), **arguments)
 
 
-def small_system(engine, **options):
+def small_system(engine, on_note=None, **options):
     """The software of two cores, with little room for packets."""
-    return System(
-        engine,
-        2,
-        1 << 20,
-        load_costs(),
-        mac=HOST_MAC,
-        addresses=[HOST_IP.packed],
-        ring_size=32,
-        rcvbuf=16_384,
-        netdev_budget=64,
-        **options,
-    )
+    small = {"ring_size": 32, "rcvbuf": 16_384, "netdev_budget": 64, "compute": (0,)} | options
+    options = Options(mac=HOST_MAC, addresses=(HOST_IP.packed,), **small)
+    return System(engine, 2, 1 << 20, load_costs(), "napi", options, on_note)
 
 
 async def both_cores(engine, *, meddle=None):

@@ -10,16 +10,21 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
 from hw.config import load_machine
-from sim.experiment import Experiment, Traffic, observe
+from sim.experiment import Experiment
 from sim.result import summarise
+from sim.session import observe
 from sim.wire.frames import CLIENT_IP, CLIENT_MAC, HOST_IP, HOST_MAC, Frame, generate, with_fcs
+from sim.wire.traffic import Traffic
 
 ETHER = Ether(dst=HOST_MAC.hex(":"), src=CLIENT_MAC.hex(":"))
 PACKET = ETHER / IP(src=str(CLIENT_IP), dst=str(HOST_IP))
 
 KEYS = {
+    "per_packet",
+    "stages",
     "schema",
     "path",
+    "application",
     "machine",
     "traffic",
     "packets",
@@ -81,7 +86,7 @@ def native():
 def run(native, frames):
     machine = load_machine("tiny")
     observation = native().execute(lambda engine: observe(engine, machine, frames))
-    return summarise(observation, machine, "napi", {}, [len(data) for _, data in frames])
+    return summarise(observation, machine, "napi", "sink", {}, [len(data) for _, data in frames])
 
 
 def test_a_zoo_of_packets(native):

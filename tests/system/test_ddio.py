@@ -15,7 +15,8 @@ import pytest
 from hw.bus.core import OperationKind as K
 from hw.bus.tilelink import LINE_BYTES
 from hw.config import MachineConfig
-from sim.experiment import Experiment, Traffic
+from sim.experiment import Experiment
+from sim.wire.traffic import Traffic
 
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
@@ -70,7 +71,7 @@ def kernel_run(ddio: bool) -> dict:
     """The kernel's path from wire to application, a packet at a time."""
     traffic = Traffic.make(capture=None, speed=None, size=SIZE, rate="50kpps", count=FRAMES, seed=1)
     with tempfile.TemporaryDirectory() as directory:
-        return Experiment("napi", "sink", machine(ddio), traffic, out=Path(directory)).run()
+        return Experiment("napi", machine(ddio), traffic, out=Path(directory)).run()
 
 
 def test_the_kernel_reads_less_from_dram():

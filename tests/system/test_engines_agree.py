@@ -11,8 +11,8 @@ from sim.build.design import Design
 from sim.build.native import build_native
 from sim.engine.engine import Jump
 from sim.engine.native import NativeEngine
-from sim.experiment import observe
 from sim.observe.difference import first_difference
+from sim.session import observe
 from sw.issue import FUNCTION_MASK, MODE_SHIFT
 
 HERE = Path(__file__).parent

@@ -9,10 +9,11 @@ from pywellen import Waveform
 
 from hw.config import load_machine
 from sim.build.manifest import Manifest
-from sim.experiment import Experiment, Traffic
+from sim.experiment import Experiment
 from sim.observe.log import EventLog
 from sim.observe.waves import gtkwave_view, picoseconds, probe_signal
 from sim.wire.frames import at_rate, udp_frame
+from sim.wire.traffic import Traffic
 
 PACKET = 2
 #: Names that no person gave.
@@ -87,7 +88,7 @@ def test_the_waves_change_nothing(run):
     from sim.build.design import Design
     from sim.build.native import build_native
     from sim.engine.native import NativeEngine
-    from sim.experiment import observe
+    from sim.session import observe
     from sim.wire.frames import with_fcs
 
     _, observation = run

@@ -4,7 +4,8 @@ from sw.core import LINE, function
 from sw.linux.cpu import Cpu
 from sw.linux.net.checksum import fold, partial
 from sw.linux.net.udp import IPPROTO_UDP, udp_rcv
-from sw.linux.skb import SK_BUFF, PacketType, kfree_skb_reason
+from sw.linux.netfilter import nf_hook_pre_routing
+from sw.linux.skb import SK_BUFF, PacketType, kfree_skb, kfree_skb_reason
 
 __all__ = ["ETH_P_IP", "LOCAL_TABLE_BYTES", "init_local_table", "ip_rcv"]
 
@@ -54,7 +55,16 @@ async def ip_rcv(cpu: Cpu, skb: int) -> None:
     if total_length < header_length:
         await kfree_skb_reason(cpu, skb, "IP_INHDR")
         return
+    if not await nf_hook_pre_routing(cpu, header, total_length):
+        await drop_by_rule(cpu, skb, total_length)
+        return
     await ip_rcv_finish(cpu, skb, data, header, header_length, total_length)
+
+
+async def drop_by_rule(cpu: Cpu, skb: int, length: int) -> None:
+    """Free what a rule drops: it has come where the rule wanted it (``NETFILTER_DROP``)."""
+    cpu.note("delivered", packet=cpu.kernel.packet_of.pop(skb), length=length)
+    await kfree_skb(cpu, skb)
 
 
 async def ip_rcv_finish(cpu: Cpu, skb: int, data: int, header: bytes, header_length: int, total_length: int) -> None:

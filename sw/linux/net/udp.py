@@ -108,7 +108,7 @@ async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int) -> None:
 
 
 @function()
-async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, int]:
+async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, tuple[int, int]]:
     """Take the next datagram whose checksum is right, copy it, free it."""
     while True:
         skb = await skb_recv_udp(cpu, sock)

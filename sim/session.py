@@ -1,0 +1,252 @@
+"""One run on an engine: boot the software, send the frames, until every packet is accounted for."""
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from hw.config import ConfigError, MachineConfig
+from hw.nic.drop import DropReason
+from sim.engine.engine import Engine
+from sim.observe.log import EventLog
+from sim.observe.stages import Stage, stage_of
+from sim.result import FUNCTION_MASK, Observation
+from sim.wire.frames import GENERATOR_PORT, HOST_IP, HOST_MAC
+from sw.core import Note, Record
+from sw.costs import load_tables
+from sw.options import Options
+from sw.paths import path_named
+from sw.port import WakeKind
+from sw.system import System
+
+__all__ = ["PORTS", "Software", "observe"]
+
+#: UDP ports a receiving program listens on: the generator's, DNS and memcached.
+PORTS = (GENERATOR_PORT, 53, 11211)
+
+#: How far the machine runs before the host looks whether every packet is accounted for, in ns.
+STEP_NS = 20_000
+#: A run ends when nothing has become of any packet for so long after the last arrived, in ns.
+PATIENCE_NS = 2_000_000
+
+#: What the options are in a memory too small for what they are by default.
+SMALL_MIB = 8
+SMALL = {"rcvbuf": 16_384, "netdev_budget": 64}
+
+
+@dataclass(frozen=True)
+class Software:
+    """Which software runs.
+
+    Attributes:
+        path: name of the path.
+        application: what receives; None: the path's first.
+        options: of ``sw.options.Options``, where they differ from what a run has by default.
+    """
+
+    path: str = "napi"
+    application: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def system(self, engine: Engine, machine: MachineConfig, on_note: Callable[[Note], None]) -> System:
+        """Assemble it.
+
+        Raises:
+            ConfigError: when it cannot be set up on this machine.
+        """
+        try:
+            path = path_named(self.path, self.application)
+            small = SMALL | {"ring_size": path.least_ring} if machine.dram.size_mib < SMALL_MIB else {}
+            options = Options(
+                **{
+                    "mac": HOST_MAC,
+                    "addresses": (HOST_IP.packed,),
+                    "ports": PORTS,
+                    "compute": (0,),
+                    "application": self.application,
+                    **small,
+                    **self.options,
+                }
+            )
+            dram = machine.dram.size_mib << 20
+            return System(engine, machine.core.count, dram, _costs(path.costs), self.path, options, on_note)
+        except (ValueError, MemoryError) as error:
+            raise ConfigError(str(error)) from None
+
+
+#: A frame as software knows it: number of its queue, and how many came before it there.
+Frame = tuple[int, int]
+
+#: What runs unless asked otherwise.
+NAPI = Software()
+
+
+async def observe(
+    engine: Engine,
+    machine: MachineConfig,
+    frames: Sequence[tuple[Fraction, bytes]],
+    software: Software = NAPI,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Observation:
+    """Boot the software, send the frames, run until every packet is accounted for.
+
+    Arguments:
+        frames: start in ns after the system is ready, and bytes with FCS, in order of packet id.
+        software: path, application and their options.
+        advance: called with the number of packets accounted for so far.
+
+    Raises:
+        ConfigError: when the software cannot be set up on this machine.
+    """
+    begin = time.monotonic()
+    engine.keep_transmitted()
+    account = _Account()
+    system = software.system(engine, machine, account.note)
+    await system.boot()
+    counters_at_ready = engine.counters()
+
+    ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
+    nic_period = machine.period_ticks("nic")
+    ready = engine.tick
+    ticks, ns = ticks_per_ns.as_integer_ratio()
+    for packet, (time_ns, data) in enumerate(frames, 1):
+        # (ready + time_ns * ticks_per_ns) / nic_period, rounded up, in integers: many fractions take long.
+        whole, parts = time_ns.as_integer_ratio()
+        divisor = ns * parts
+        start = -(-(ready * divisor + whole * ticks) // (divisor * nic_period)) + 1
+        engine.push_frame(data, packet, start)
+    last_start = ready + int(max(time_ns for time_ns, _ in frames) * ticks_per_ns)
+
+    step, patience = int(STEP_NS * ticks_per_ns), int(PATIENCE_NS * ticks_per_ns)
+    done, changed, until = 0, ready, ready
+    dropped_by_card: dict[int, str] = {}
+    left: dict[Frame, int] = {}
+    while (done < len(frames) or len(left) < len(account.sent)) and until - max(changed, last_start) < patience:
+        until += step
+        ended = await system.run(until)
+        if account.count + len(dropped_by_card) == done:
+            dropped_by_card = _dropped_by_card(engine)
+        if account.count + len(dropped_by_card) != done:
+            done, changed = account.count + len(dropped_by_card), until
+        if done == len(frames) and account.sent:
+            left = _left(engine)
+        advance(done)
+        if ended is not WakeKind.LIMIT:
+            break
+    end_tick = engine.tick
+    engine.close()
+
+    log = EventLog(engine.manifest, engine.log())
+    written = _written(log)
+    left = _left(engine)
+    functions, stages, tags = _tags(system.record)
+    return Observation(
+        manifest=engine.manifest,
+        log=log.log,
+        issued=[engine.issued(core) for core in range(machine.core.count)],
+        issued_cycles=[engine.issued_cycles(core) for core in range(machine.core.count)],
+        tags=tags,
+        functions=functions,
+        stages=stages,
+        delivered={written[packet]: handle for packet, handle in account.delivered.items()},
+        transmitted={written[packet]: left[frame] for packet, frame in account.sent.items() if frame in left},
+        sent=engine.transmitted(),
+        dropped={
+            **_dropped_by_card(engine),
+            **{written[packet]: reason for packet, reason in account.dropped.items()},
+        },
+        polls=account.polls,
+        counters=engine.counters(),
+        counters_at_ready=counters_at_ready,
+        cycles=engine.cycles(),
+        end_tick=end_tick,
+        log_sha256=engine.log_sha256(),
+        wall_s=time.monotonic() - begin,
+    )
+
+
+class _Account:
+    """What the software says became of the packets it got."""
+
+    def __init__(self):
+        self.delivered: dict[Frame, int] = {}
+        self.sent: dict[Frame, Frame] = {}
+        self.dropped: dict[Frame, str] = {}
+        self.polls = 0
+
+    @property
+    def count(self) -> int:
+        """Packets accounted for."""
+        return len(self.delivered) + len(self.sent) + len(self.dropped)
+
+    def note(self, note: Note) -> None:
+        """Take one note of the software."""
+        if note.kind == "delivered":
+            self.delivered[note.data["packet"]] = note.handle
+        elif note.kind == "sent":
+            self.sent[note.data["packet"]] = note.data["frame"]
+        elif note.kind == "dropped":
+            self.dropped[note.data["packet"]] = note.data["reason"]
+        elif note.kind == "poll":
+            self.polls += 1
+
+
+_costs = functools.cache(load_tables)
+
+
+def _tags(record: Record) -> tuple[list[str], list[Stage], np.ndarray]:
+    """Names of the functions that ran, sorted, their stages, and each operation's tag with the function's place there.
+
+    The record numbers functions in the order in which a process came to know them; a result must not depend on that.
+    """
+    tags = np.frombuffer(record.tags, dtype=np.uint16)
+    used = sorted(np.unique(tags & FUNCTION_MASK).tolist(), key=lambda number: record.function_names[number])
+    place = np.zeros(FUNCTION_MASK + 1, dtype=np.uint16)
+    place[used] = np.arange(len(used))
+    names = [record.function_names[number] for number in used]
+    stages = [
+        stage_of(record.function_modules[number], name) if number else Stage.WAITING
+        for number, name in zip(used, names, strict=True)
+    ]
+    return names, stages, tags & ~np.uint16(FUNCTION_MASK) | place[tags & FUNCTION_MASK]
+
+
+def _dropped_by_card(engine: Engine) -> dict[int, str]:
+    log = EventLog(engine.manifest, engine.log())
+    return {
+        int(packet): DropReason(int(reason)).name.lower()
+        for probe in engine.manifest.probes
+        if probe.path.startswith("nic.") and probe.path.endswith("drop")
+        for packet, reason in log.select(probe.path)[["packet", "reason"]].tolist()
+    }
+
+
+def _written(log: EventLog) -> dict[Frame, int]:
+    """Id of each packet whose descriptor was written back."""
+    written: dict[Frame, int] = {}
+    count: Counter[int] = Counter()
+    numbers = [number for number, probe in enumerate(log.manifest.probes) if probe.path.startswith("nic.rx.write_back")]
+    rows = log.log[np.isin(log.log["probe"], numbers)]
+    for packet, queue in rows["fields"][:, :2].tolist():
+        written[queue, count[queue]] = packet
+        count[queue] += 1
+    return written
+
+
+def _left(engine: Engine) -> dict[Frame, int]:
+    """Tick at which the last bit of each frame that software gave to the card left."""
+    ticks = {packet: tick for tick, packet, _ in engine.transmitted()}
+    left: dict[Frame, int] = {}
+    count: Counter[int] = Counter()
+    taken = EventLog(engine.manifest, engine.log()).select("nic.tx.dma.descriptor_taken")
+    # A packet of several descriptors is told of several times.
+    for packet, queue in dict(taken[["packet", "queue"]].tolist()).items():
+        if packet in ticks:
+            left[queue, count[queue]] = ticks[packet]
+        count[queue] += 1
+    return left

@@ -1,0 +1,109 @@
+"""Sending: descriptors for frames, and their buffers given back once the card is done with them."""
+
+from dataclasses import dataclass, field
+
+from hw.nic.descriptors import DESCRIPTOR_BYTES, TX_WRITE_BACK
+from hw.nic.registers import REG
+from sw.core import LINE, function
+from sw.ixgbe.hw import IxgbeHw, tx_data
+from sw.linux.cpu import Cpu
+from sw.linux.mm import MemBlock
+from sw.linux.skb import SK_BUFF, kfree_skb
+from sw.structs import Struct
+
+__all__ = ["IxgbeTxRing", "ixgbe_clean_tx_irq", "ixgbe_xmit_frame_ring"]
+
+#: ``struct ixgbe_tx_buffer``, one per descriptor.
+IXGBE_TX_BUFFER = Struct(LINE // 2, next_to_watch=8, skb=8, bytecount=4)
+
+#: The part of ``struct ixgbe_ring`` that changes: what is written while sending, and while cleaning.
+TX_RING = Struct(2 * LINE, next_to_use=2, pad=62, next_to_clean=2, packets=8, bytes=8)
+
+#: Descriptors that must be free for a frame to be taken (``DESC_NEEDED`` for one fragment).
+_DESC_NEEDED = 4
+
+_DD = TX_WRITE_BACK.fields["dd"]
+
+
+@dataclass(slots=True, eq=False)
+class IxgbeTxRing:
+    """A transmit ring in memory.
+
+    Arguments:
+        count: descriptors, a multiple of 8 (TDLEN is a multiple of 128 bytes).
+        queue: number of the card's queue.
+
+    Raises:
+        ValueError: if the card could not use so many descriptors.
+    """
+
+    memblock: MemBlock
+    count: int
+    queue: int = 0
+    descriptors: int = field(init=False)  #: address of the descriptors
+    buffers: int = field(init=False)  #: address of the array of :data:`IXGBE_TX_BUFFER`
+    state: int = field(init=False)  #: address of the :data:`TX_RING`
+    frames: int = field(default=0, init=False)  #: given to the card since the start, for observers
+
+    def __post_init__(self):
+        least, most = 32, 4096
+        if not least <= self.count <= most or self.count % 8:
+            raise ValueError(f"a transmit ring has {least} to {most} descriptors, a multiple of 8, not {self.count}")
+        self.descriptors = self.memblock.allocate(self.count * DESCRIPTOR_BYTES, 128)
+        self.buffers = self.memblock.allocate(self.count * IXGBE_TX_BUFFER.size)
+        self.state = self.memblock.allocate(TX_RING.size)
+
+
+@function()
+async def ixgbe_xmit_frame_ring(cpu: Cpu, hw: IxgbeHw, ring: IxgbeTxRing, skb: int) -> bool:
+    """Give the card the frame of ``skb``, which it owns from then on; false if the ring is full.
+
+    The caller holds the queue's lock.
+    """
+    next_to_use = await cpu.get(ring.state, TX_RING.next_to_use)
+    next_to_clean = await cpu.get(ring.state, TX_RING.next_to_clean)
+    if (next_to_clean - next_to_use - 1) % ring.count < _DESC_NEEDED:
+        return False
+    data, length = await cpu.get_all(skb, SK_BUFF.data, SK_BUFF.len)
+    descriptor = ring.descriptors + next_to_use * DESCRIPTOR_BYTES
+    buffer = ring.buffers + next_to_use * IXGBE_TX_BUFFER.size
+    cpu.store(descriptor, tx_data(data, length), DESCRIPTOR_BYTES)
+    values = {"next_to_watch": descriptor, "skb": skb, "bytecount": length}
+    cpu.store(buffer, IXGBE_TX_BUFFER.pack(**values), IXGBE_TX_BUFFER.size)
+    next_to_use = (next_to_use + 1) % ring.count
+    cpu.put(ring.state, TX_RING.next_to_use, next_to_use)
+    packet = cpu.kernel.packet_of.get(skb)
+    if packet is not None:
+        cpu.note("sent", packet=packet, frame=(ring.queue, ring.frames))
+    ring.frames += 1
+    cpu.mmio_write(hw.bar0 + REG.TDT.offset(ring.queue), next_to_use)
+    return True
+
+
+@function()
+async def ixgbe_clean_tx_irq(cpu: Cpu, ring: IxgbeTxRing, budget: int) -> bool:
+    """Free what the card has sent, up to ``budget`` frames; whether that was all there is."""
+    next_to_clean = await cpu.get(ring.state, TX_RING.next_to_clean)
+    frames = total = 0
+    while frames < budget:
+        buffer = ring.buffers + next_to_clean * IXGBE_TX_BUFFER.size
+        watched = cpu.load_begin(buffer, IXGBE_TX_BUFFER.size)
+        next_to_watch, skb, length = IXGBE_TX_BUFFER.unpack(await cpu.result(watched))
+        if not next_to_watch:
+            break
+        offset, mask = _DD
+        if not await cpu.load(next_to_watch + offset // 8, 1, after=watched) & mask:
+            break
+        cpu.execute("ixgbe_clean_tx_descriptor")
+        cpu.put(buffer, IXGBE_TX_BUFFER.next_to_watch, 0)
+        cpu.kernel.packet_of.pop(skb, None)
+        await kfree_skb(cpu, skb)
+        next_to_clean = (next_to_clean + 1) % ring.count
+        cpu.put(ring.state, TX_RING.next_to_clean, next_to_clean)
+        frames += 1
+        total += length
+    if frames:
+        packets, count = await cpu.get_all(ring.state, TX_RING.packets, TX_RING.bytes)
+        cpu.put(ring.state, TX_RING.packets, packets + frames)
+        cpu.put(ring.state, TX_RING.bytes, count + total)
+    return frames < budget

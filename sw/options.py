@@ -1,0 +1,41 @@
+"""What a run asks of the software, whatever its path."""
+
+from dataclasses import dataclass
+
+from sw.linux.napi import NETDEV_BUDGET
+from sw.linux.socket import SOCK_RCVBUF
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run asks of the software. A path that has no use for one leaves it alone.
+
+    Attributes:
+        mac: station address, 6 bytes.
+        addresses: the host's IPv4 addresses, 4 bytes each in network order.
+        application: what receives, one of ``Path.applications``; None: the path's first.
+        ports: UDP ports that a program listens on.
+        compute: cores that run a computing program of the lowest rank.
+        ring_size: receive descriptors.
+        itr_us: least time between two interrupts in microseconds, 0 for no moderation.
+        rcvbuf: receive buffer of each socket, in bytes of ``truesize``.
+        promiscuous: the card accepts frames for others too; the stack drops them as ``OTHERHOST``.
+        netdev_budget: packets per receive softirq.
+        read: the receiving programs read what they get.
+        batch: packets of a burst, where a program polls.
+    """
+
+    mac: bytes
+    addresses: tuple[bytes, ...]
+    application: str | None = None
+    ports: tuple[int, ...] = (9,)
+    compute: tuple[int, ...] = ()
+    ring_size: int = 512
+    itr_us: float = 10.0
+    rcvbuf: int = SOCK_RCVBUF
+    promiscuous: bool = False
+    netdev_budget: int = NETDEV_BUDGET
+    read: bool = True
+    batch: int = 32

@@ -1,0 +1,38 @@
+"""Path "dpdk": a poll-mode driver in a program, no kernel on the way."""
+
+from sw.apps.poll_mode import Echo, L2Forward, RxOnly
+from sw.dpdk.ethdev import EthDev
+from sw.dpdk.ixgbe_rx import IXGBE_MIN_RING_DESC
+from sw.linux.cpu import Cpu
+from sw.linux.kernel import Kernel
+from sw.linux.sched import PRIORITY_NORMAL
+from sw.options import Options
+from sw.paths.path import BOOT_CORE, Path
+
+__all__ = ["DpdkPath"]
+
+_PROGRAMS = {program.name: program for program in (RxOnly, L2Forward, Echo)}
+
+
+class DpdkPath(Path):
+    """A program that never sleeps; its buffers and rings lie in pages of 2 MiB."""
+
+    name = "dpdk"
+    summary = "a poll-mode driver in user space: bursts, mbufs in huge pages"
+    costs = ("linux", "dpdk")
+    least_ring = IXGBE_MIN_RING_DESC
+    applications = {
+        "rxonly": "receives and frees, without a look at the packets",
+        "l2fwd": "sends every packet back with other Ethernet addresses",
+        "echo": "sends UDP datagrams back to where they came from",
+    }
+
+    def __init__(self, kernel: Kernel, options: Options):
+        super().__init__(kernel, options)
+        self.dev = EthDev(kernel.allocate_huge, options.mac, options.ring_size, options.promiscuous)
+        program = _PROGRAMS[self.application(options.application)](self.dev, options.batch)
+        self.tasks = [kernel.new_task(program.name, kernel.cpus[BOOT_CORE], PRIORITY_NORMAL, program.main)]
+        self.starting = 1
+
+    async def start(self, cpu: Cpu) -> None:
+        """The program brings the card up itself."""

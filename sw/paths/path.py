@@ -1,0 +1,70 @@
+"""The interface of the paths."""
+
+import abc
+from collections.abc import Mapping
+from typing import ClassVar
+
+from sw.linux.cpu import Cpu
+from sw.linux.kernel import Kernel
+from sw.linux.sched import Task
+from sw.options import Options
+
+__all__ = ["BOOT_CORE", "Path", "PathError"]
+
+#: The core that boots, takes the card's interrupt and runs the receivers.
+BOOT_CORE = 0
+
+
+class PathError(ValueError):
+    """A path or an application that does not exist; the message is one line."""
+
+
+class Path(abc.ABC):
+    """One way from the card to an application: a driver, what lies above it, and programs.
+
+    A path sets its memory and its tasks aside when it is made; :meth:`start` brings the card up.
+
+    Arguments:
+        kernel: what runs on all cores.
+        options: what the run asks for.
+
+    Raises:
+        PathError: for an application that the path does not have.
+        ValueError: for numbers that cannot be.
+        OutOfMemoryError: when DRAM is too small.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  #: one line
+    applications: ClassVar[Mapping[str, str]]  #: what may receive, and what it does in one line; the first by default
+
+    costs: ClassVar[tuple[str, ...]] = ("linux",)  #: tables of cycles that its software needs, see ``sw.costs``
+    least_ring: ClassVar[int] = 32  #: receive descriptors it cannot do without
+
+    def __init__(self, kernel: Kernel, options: Options):
+        self.kernel = kernel
+        self.options = options
+        self.tasks: list[Task] = []  #: what runs from the start
+        self.starting = 0  #: programs that will note ``ready``
+
+    @classmethod
+    def application(cls, name: str | None) -> str:
+        """The application that ``name`` asks for.
+
+        Raises:
+            PathError: if the path does not have it.
+        """
+        if name is None:
+            return next(iter(cls.applications))
+        if name not in cls.applications:
+            raise PathError(f"path {cls.name} has no application {name!r}; it has: {', '.join(cls.applications)}")
+        return name
+
+    @classmethod
+    def skbs(cls, options: Options) -> int:
+        """Socket buffers that may be in use at once."""
+        return 0
+
+    @abc.abstractmethod
+    async def start(self, cpu: Cpu) -> None:
+        """Bring the card up; runs on the boot core, before any task does."""

@@ -1,0 +1,123 @@
+"""Comparing paths: what is asked for is parsed, one table shows it, the report stands alone."""
+
+import html.parser
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from hw.config import ConfigError, load_machine
+from sim.cli import compared_traffics
+from sim.compare import Comparison, Way, compare, parse_ways
+from sim.observe.stages import Stage, stage_of
+from sim.report.comparison import print_comparison, rows
+from sim.report.page import write_report
+from sim.report.study import SHARES, Study
+from sw.paths import PATHS
+
+
+def test_ways_are_all_of_them_or_those_named():
+    assert [way.path for way in parse_ways(None, None)] == list(PATHS)
+    assert parse_ways("dpdk, napi:rawdrop,dpdk", None) == [Way("dpdk", "rxonly"), Way("napi", "rawdrop")]
+    # An application goes to the paths that have it.
+    assert parse_ways("napi,dpdk,dpdk:l2fwd", "echo")[1:] == [Way("dpdk", "echo"), Way("dpdk", "l2fwd")]
+
+
+@pytest.mark.parametrize(
+    ("paths", "application", "told"),
+    [
+        ("tokenring", None, "no path 'tokenring'; there are: .*napi.*dpdk"),
+        ("napi:l2fwd", None, "path napi has no application 'l2fwd'; it has: sink, rawdrop"),
+        (None, "chess", "no path has an application 'chess'; there are: .*rawdrop.*sink"),
+        ("", None, "no path ''"),
+    ],
+)
+def test_what_does_not_exist_is_told_with_what_does(paths, application, told):
+    if paths == "":
+        paths = " "
+    with pytest.raises(ConfigError, match=told) as caught:
+        parse_ways(paths, application)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_function_of_the_software_has_a_stage():
+    assert stage_of("sw.linux.net.udp", "udp_rcv") is Stage.PROTOCOL
+    assert stage_of("sw.linux.irq", "common_interrupt") is Stage.SWITCHING
+    assert stage_of("sw.dpdk.ixgbe_rx", "ixgbe_recv_pkts_vec") is Stage.DRIVER
+    assert stage_of("sw.dpdk.ixgbe_rx", "rx_burst_wait") is Stage.WAITING
+    assert stage_of("sw.apps.compute", "compute_chunk") is Stage.WAITING
+    assert stage_of("tests.something", "f") is Stage.APPLICATION
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    return Comparison(
+        machine=load_machine("tiny"),
+        ways=parse_ways("napi:rawdrop,dpdk", None),
+        traffics={"burst": compared_traffics(None, None, 64, "1Mpps", 20, 1)["traffic"]},
+        out=tmp_path_factory.mktemp("compare"),
+    )
+
+
+@pytest.fixture(scope="module")
+def results(comparison):
+    return compare(comparison)
+
+
+def test_results_are_those_of_the_runs(comparison, results):
+    assert list(results["burst"]) == ["napi:rawdrop", "dpdk:rxonly"]
+    for way, result in results["burst"].items():
+        kept = comparison.out / "burst" / way.replace(":", "-") / "result.json"
+        assert json.loads(kept.read_text()) == result
+        assert result["packets"]["delivered"] == 20
+        assert sum(result["stages"].values()) == pytest.approx(sum(result["cycles_per_packet"].values()))
+    # A core that polls is not interrupted and does less for each packet.
+    napi, dpdk = results["burst"].values()
+    assert napi["per_packet"]["interrupts"] > 0 == dpdk["per_packet"]["interrupts"]
+    assert sum(dpdk["stages"].values()) < sum(napi["stages"].values()) / 3
+
+
+def test_one_table_shows_it(results):
+    out = io.StringIO()
+    print_comparison(results, Console(file=out, width=120))
+    text = out.getvalue()
+    for heading, cells in rows(results["burst"]):
+        assert heading.strip() in text
+        for cell in cells:
+            assert cell in text
+
+
+class _References(html.parser.HTMLParser):
+    """What a page would load from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if tag in ("script", "link", "img", "iframe") or (name == "href" and not (value or "").startswith("#")):
+                self.found.append((tag, name, value))
+
+
+def test_the_report_stands_alone(results, tmp_path):
+    burst = results["burst"]
+    study = Study(
+        comparison=results,
+        sweep={way: [result] * len(SHARES) for way, result in burst.items()},
+        ddio={"on": burst, "off": burst},
+        dram_access_ns=70.0,
+    )
+    file = tmp_path / "report.html"
+    write_report(study, tmp_path, file)
+    page = file.read_text()
+    references = _References()
+    references.feed(page)
+    # SVG refers to its own parts and names its schemas; nothing is fetched.
+    assert [r for r in references.found if not (r[2] or "").startswith("#")] == []
+    assert not re.search(r"url\((?!#|&quot;#)", page)
+    assert page.count("<svg") == 5
+    for way in burst:
+        assert way in page
