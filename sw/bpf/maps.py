@@ -69,7 +69,7 @@ class MapDefinition:
     key_size: int  #: bytes
     value_size: int  #: bytes
     max_entries: int
-    flags: MapFlag = MapFlag(0)
+    flags: int = 0  #: of :class:`MapFlag`
     name: str = ""
 
     @property
@@ -94,7 +94,7 @@ class MapDefinition:
         if not 1 <= self.max_entries < 1 << 32:
             raise BpfError(EINVAL, f"{where}: max_entries = {self.max_entries} must be at least 1")
         if stray := self.flags & ~_FLAGS[self.type]:
-            raise BpfError(EINVAL, f"{where}: map_flags {int(stray):#x} are not valid for this type")
+            raise BpfError(EINVAL, f"{where}: map_flags {stray:#x} are not valid for this type")
         if self.flags & MapFlag.RDONLY_PROG and self.flags & MapFlag.WRONLY_PROG:
             raise BpfError(EINVAL, f"{where}: RDONLY_PROG and WRONLY_PROG exclude each other")
         if self.flags & MapFlag.RDONLY and self.flags & MapFlag.WRONLY:
