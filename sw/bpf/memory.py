@@ -106,6 +106,12 @@ class FunctionalCore:
         """As :meth:`sw.issue.Issuer.get`."""
         return self.load(base + field[0], field[1])
 
+    @types.coroutine
+    def get_all(self, base: int, *fields: tuple[int, int]) -> Generator[Any, Any, list[Any]]:
+        """As :meth:`sw.issue.Issuer.get_all`."""
+        return [self._load(base + offset, size) for offset, size in fields]
+        yield
+
     def touch(self, address: int, size: int, *, after: int = -1) -> None:
         """As :meth:`sw.issue.Issuer.touch`."""
         self._load(address, size)

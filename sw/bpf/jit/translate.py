@@ -1,6 +1,6 @@
 """A program as one Python coroutine function per function of it.
 
-Registers are local variables ``r0`` to ``r10``; ``h0`` to ``h10`` are the handles of the loads from which they come (-1:
+Registers are local variables ``r0`` to ``r10``; ``h0`` to ``h10`` are the handles of the loads they come from (-1:
 none), so that a load whose address was loaded waits for it. Memory is reached through the core. Each basic block begins
 with the EXECUTE of its machine code.
 """
