@@ -89,7 +89,7 @@ def _hard_wired(code: Sequence[Instruction], slot: int, dead: frozenset[int]) ->
 
 
 def _resolve(code: Sequence[Instruction], slot: int, maps: Mapping[int, KernelMap]) -> Instruction:
-    """The slot with an address where a map was named."""
+    """The slot with an address where a map was named; its kind stays, so that the JIT knows an address."""
     first = slot
     if not code[slot].is_wide:
         first = slot - 1
@@ -108,7 +108,7 @@ def _resolve(code: Sequence[Instruction], slot: int, maps: Mapping[int, KernelMa
         address = found.value(0) + code[first + 1].immediate
     half = address & 0xFFFFFFFF if slot == first else address >> 32
     signed = half - (1 << 32) if half >> 31 else half
-    return code[slot]._replace(source=Immediate64.VALUE, immediate=signed)
+    return code[slot]._replace(immediate=signed)
 
 
 def _lookups(code: Sequence[Instruction], maps: Mapping[int, KernelMap], dead: frozenset[int]) -> dict[int, list]:

@@ -14,6 +14,7 @@ from sw.bpf.instruction import (
     AluOperation,
     AtomicOperation,
     CallKind,
+    Immediate64,
     Instruction,
     InstructionClass,
     JumpOperation,
@@ -297,7 +298,8 @@ def emit(instruction: Instruction, high: int = 0, label: str = "") -> list[X86]:
         return _alu(instruction)
     if instruction.opcode == LD_IMM64:
         value = (high & 0xFFFFFFFF) << 32 | instruction.immediate & 0xFFFFFFFF
-        if value >> 32 == 0:
+        # The kernel's addresses do not fit 32 bits, though the model's do.
+        if value >> 32 == 0 and instruction.source == Immediate64.VALUE:
             return _move_immediate(False, instruction.destination, value)
         return [X86(f"movabs {_REG64[instruction.destination]}, {value}", 10)]
     if not instruction.is_jump:
