@@ -1,9 +1,9 @@
 """Derives the interpreter's entries of ``sw/costs/bpf.toml`` by llvm-mca, from what its code has to do.
 
 ``python -m sw.bpf.derive`` prints them; needs llvm-mca (Debian package llvm-19). The code is ours: the steps of
-``___bpf_prog_run`` (``kernel/bpf/core.c``) as a compiler writes them for x86-64: instructions are read at RBX, registers
-lie on the stack at RSP, the table of handlers at R12. Loads and stores that programs ask for are left out: the model issues
-them itself.
+``___bpf_prog_run`` (``kernel/bpf/core.c``) as a compiler writes them for x86-64: instructions are read at RBX,
+registers lie on the stack at RSP, the table of handlers at R12. Loads and stores that programs ask for are left out:
+the model issues them itself.
 """
 
 import json
@@ -25,22 +25,24 @@ _OFFSET = "movsx rcx, word ptr [rbx + 2]"
 HANDLERS = {
     "alu": f"{_REGISTERS}; {_SOURCE}; add qword ptr [rsp + rax*8], rdx; {_DISPATCH}",
     "divide": (
-        f"{_REGISTERS}; mov rcx, qword ptr [rsp + rdx*8]; mov rsi, rax; mov rax, qword ptr [rsp + rsi*8]; test rcx, rcx; "
-        f"je elsewhere; xor edx, edx; div ecx; mov qword ptr [rsp + rsi*8], rax; {_DISPATCH}"
+        f"{_REGISTERS}; mov rcx, qword ptr [rsp + rdx*8]; mov rsi, rax; mov rax, qword ptr [rsp + rsi*8]; "
+        f"test rcx, rcx; je elsewhere; xor edx, edx; div ecx; mov qword ptr [rsp + rsi*8], rax; {_DISPATCH}"
     ),
     "swap": (
-        f"{_REGISTERS}; mov edx, dword ptr [rbx + 4]; cmp edx, 32; je elsewhere; cmp edx, 64; je elsewhere; mov rdx, qword ptr [rsp + rax*8]; "
-        f"rol dx, 8; movzx edx, dx; mov qword ptr [rsp + rax*8], rdx; {_DISPATCH}"
+        f"{_REGISTERS}; mov edx, dword ptr [rbx + 4]; "
+        f"cmp edx, 32; je elsewhere; cmp edx, 64; je elsewhere; "
+        f"mov rdx, qword ptr [rsp + rax*8]; rol dx, 8; movzx edx, dx; mov qword ptr [rsp + rax*8], rdx; {_DISPATCH}"
     ),
     "branch": (
-        f"{_REGISTERS}; {_SOURCE}; cmp qword ptr [rsp + rax*8], rdx; jne elsewhere; {_OFFSET}; lea rbx, [rbx + rcx*8]; {_DISPATCH}"
+        f"{_REGISTERS}; {_SOURCE}; cmp qword ptr [rsp + rax*8], rdx; jne elsewhere; "
+        f"{_OFFSET}; lea rbx, [rbx + rcx*8]; {_DISPATCH}"
     ),
     "goto": f"{_OFFSET}; lea rbx, [rbx + rcx*8]; {_DISPATCH}",
     "load": f"{_REGISTERS}; {_SOURCE}; {_OFFSET}; add rdx, rcx; mov qword ptr [rsp + rax*8], rdx; {_DISPATCH}",
     "store": f"{_REGISTERS}; {_SOURCE}; {_OFFSET}; add rcx, qword ptr [rsp + rax*8]; {_DISPATCH}",
     "atomic": (
-        f"{_REGISTERS}; mov esi, dword ptr [rbx + 4]; cmp esi, 64; jg elsewhere; test esi, esi; je elsewhere; {_SOURCE}; {_OFFSET}; "
-        f"add rcx, qword ptr [rsp + rax*8]; {_DISPATCH}"
+        f"{_REGISTERS}; mov esi, dword ptr [rbx + 4]; cmp esi, 64; jg elsewhere; test esi, esi; je elsewhere; "
+        f"{_SOURCE}; {_OFFSET}; add rcx, qword ptr [rsp + rax*8]; {_DISPATCH}"
     ),
     "immediate64": (
         f"{_REGISTERS}; mov ecx, dword ptr [rbx + 4]; mov edx, dword ptr [rbx + 12]; shl rdx, 32; or rdx, rcx; "

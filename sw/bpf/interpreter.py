@@ -89,6 +89,9 @@ class Interpreter:
         costs: of ``sw/costs/bpf.toml``; without them, computing takes no time.
     """
 
+    #: Cost of a run, besides those of its instructions.
+    ENTRY = "___bpf_prog_run"
+
     def __init__(
         self,
         instructions: Sequence[Instruction],
@@ -99,7 +102,8 @@ class Interpreter:
         self.instructions = tuple(instructions)
         self.text = text
         self.helpers = helpers
-        self._costs = [
+        self.charged = costs is not None
+        self.slot_costs = [
             (0, 0) if costs is None else (costs[cost_name(i)].cycles, costs[cost_name(i)].uops)
             for i in self.instructions
         ]
@@ -111,6 +115,8 @@ class Interpreter:
             context: address of what r1 points to.
             stack: address of ``MAX_CALL_FRAMES`` frames of ``STACK_BYTES``; the program's own is the topmost.
         """
+        if self.charged:
+            core.execute(self.ENTRY)
         return await _Activation(self, core, context, stack).run()
 
 
@@ -119,7 +125,7 @@ class _Activation:
 
     def __init__(self, interpreter: Interpreter, core: Any, context: int, stack: int):
         self.code = interpreter.instructions
-        self.costs = interpreter._costs
+        self.costs = interpreter.slot_costs
         self.text = interpreter.text
         self.helpers = interpreter.helpers
         self.core = core

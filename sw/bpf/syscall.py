@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from errno import EBADF, EINVAL, EPERM
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 from sw.bpf.arithmetic import MASK32
 from sw.bpf.elf import ObjectFile
@@ -32,8 +32,6 @@ Verify = Callable[[Program], Verification]
 _FIRST_FD = 3
 #: Most instructions that a program may have (``BPF_COMPLEXITY_LIMIT_INSNS``).
 _MOST_INSTRUCTIONS = 1_000_000
-
-T = TypeVar("T")
 
 
 class LoadedProgram:
@@ -156,7 +154,10 @@ class Bpf:
         Raises:
             BpfError: EBADF.
         """
-        return self._get(fd, KernelMap, "map")
+        found = self._objects.get(fd)
+        if not isinstance(found, KernelMap):
+            raise BpfError(EBADF, f"file descriptor {fd} is not a map")
+        return found
 
     # Programs
 
@@ -187,7 +188,10 @@ class Bpf:
         Raises:
             BpfError: EBADF.
         """
-        return self._get(fd, LoadedProgram, "program")
+        found = self._objects.get(fd)
+        if not isinstance(found, LoadedProgram):
+            raise BpfError(EBADF, f"file descriptor {fd} is not a program")
+        return found
 
     async def load_object(
         self, core: Core, object_file: ObjectFile, name: str | None = None
@@ -245,9 +249,3 @@ class Bpf:
         fd = next(number for number in count(_FIRST_FD) if number not in self._objects)
         self._objects[fd] = thing
         return fd
-
-    def _get(self, fd: int, kind: type[T], what: str) -> T:
-        found = self._objects.get(fd)
-        if not isinstance(found, kind):
-            raise BpfError(EBADF, f"file descriptor {fd} is not a {what}")
-        return found

@@ -1,6 +1,6 @@
 """The bpf() system call of the host's own kernel: the last word on what a program does.
 
-Only what the tests need: create maps, load a program, run it on a packet (``BPF_PROG_TEST_RUN``), ask for its machine code.
+Only what the tests need: create maps, load a program, run it on a packet (``BPF_PROG_TEST_RUN``), ask for its code.
 """
 
 import ctypes
@@ -118,7 +118,7 @@ class HostProgram:
     def machine_code(self, room: int = 1 << 16) -> bytes:
         """What the host's JIT made of it; empty if the host does not tell."""
         code = ctypes.create_string_buffer(room)
-        # struct bpf_prog_info: type, id, tag[8], jited_prog_len, xlated_prog_len, jited_prog_insns, xlated_prog_insns, ...
+        # struct bpf_prog_info: type, id, tag[8], lengths and places of machine code and of instructions, ...
         info = ctypes.create_string_buffer(struct.pack("<II8sIIQQ", 0, 0, b"", room, 0, _address(code), 0), 256)
         bpf(INFO, struct.pack("<IIQ", self.fd, 256, _address(info)), "BPF_OBJ_GET_INFO_BY_FD")
         (length,) = struct.unpack_from("<I", info.raw, 16)
