@@ -132,11 +132,11 @@ class AtomicOperation(IntEnum):
     """The immediate of an atomic instruction."""
 
     ADD = 0x00
-    FETCH = 0x01  #: no operation of its own: with ADD, OR, AND, XOR the source register gets the old value
+    ADD_FETCH = 0x01
+    FETCH = 0x01  #: also the bit by which ADD, OR, AND and XOR give the old value to the source register
     OR = 0x40
     AND = 0x50
     XOR = 0xA0
-    ADD_FETCH = ADD | FETCH
     OR_FETCH = OR | FETCH
     AND_FETCH = AND | FETCH
     XOR_FETCH = XOR | FETCH

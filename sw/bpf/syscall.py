@@ -11,6 +11,7 @@ from sw.bpf.errors import BpfError
 from sw.bpf.fixup import Ready, fix_up
 from sw.bpf.instruction import encode
 from sw.bpf.interpreter import Interpreter
+from sw.bpf.jit.layout import lay_out
 from sw.bpf.jit.translate import JitProgram
 from sw.bpf.map.area import Allocate, Area
 from sw.bpf.map.array import ArrayMap, PerCpuArrayMap
@@ -225,19 +226,17 @@ class Bpf:
         del self._objects[fd]
 
     def _translate(self, program: Program, ready: Ready) -> LoadedProgram:
-        def translated(text: int) -> JitProgram:
-            return JitProgram(
-                ready.instructions,
-                ready.functions,
-                ready.stack_depths,
-                self.runtime.helpers(jit=True),
-                text,
-                self.area.percpu_stride,
-                charged=self._costs is not None,
-            )
-
-        address = self.area.allocate(translated(0).image.size, LINE)
-        return LoadedProgram(program.name, ready, address, translated(address), self.runtime)
+        image = lay_out(ready.instructions, ready.functions, ready.stack_depths)
+        address = self.area.allocate(image.size, LINE)
+        translated = JitProgram(
+            ready.instructions,
+            image,
+            self.runtime.helpers(jit=True),
+            text=address,
+            percpu_stride=self.area.percpu_stride,
+            charged=self._costs is not None,
+        )
+        return LoadedProgram(program.name, ready, address, translated, self.runtime)
 
     def _map(self, fd: int, forbidden: MapFlag) -> KernelMap:
         found = self.map(fd)

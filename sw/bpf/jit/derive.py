@@ -93,8 +93,7 @@ def every_instruction() -> Iterator[tuple[Instruction, int]]:
         yield Instruction(InstructionClass.STX | Mode.MEM | size, to, base, offset), 0
         if size in (Size.W, Size.DW):
             for atomic in AtomicOperation:
-                if atomic is not AtomicOperation.FETCH:
-                    yield Instruction(InstructionClass.STX | Mode.ATOMIC | size, to, base, offset, atomic), 0
+                yield Instruction(InstructionClass.STX | Mode.ATOMIC | size, to, base, offset, atomic), 0
     for low, high in ((0, 0), (5, 0), (-1, 0), (5, 6)):
         yield Instruction(LD_IMM64, 1, 0, 0, low), high
 

@@ -114,15 +114,10 @@ class _Function:
                 if target is None or not code or code[-1].size != 2:
                     continue
                 behind = offsets[slot] + sum(x86.size for x86 in code)
-                aim = offsets[target] + (self._epilogue_offset() if target == self.exit else 0)
-                if aim - behind not in _SHORT_REACH:
+                if offsets[target] - behind not in _SHORT_REACH:
                     more = _NEAR if code[-1].text.startswith("jmp ") else _NEAR_CONDITIONAL
                     code[-1] = code[-1]._replace(size=code[-1].size + more)
                     grown = True
-
-    def _epilogue_offset(self) -> int:
-        """Bytes of prologue before the epilogue, if one slot has both."""
-        return sum(x86.size for x86 in self.code[self.exit][:-1]) if self.exit == self.start else 0
 
     def _target(self, slot: int) -> int | None:
         """Slot to which a jump goes."""

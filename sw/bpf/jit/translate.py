@@ -23,7 +23,7 @@ from sw.bpf.instruction import (
     jump_target,
 )
 from sw.bpf.interpreter import ATOMIC_FUNCTIONS, ExecutionError, HelperFunction
-from sw.bpf.jit.layout import Block, Image, lay_out
+from sw.bpf.jit.layout import Block, Image
 from sw.bpf.jit.x86 import ADDR_PERCPU
 from sw.core import LINE
 
@@ -61,8 +61,7 @@ class JitProgram:
 
     Arguments:
         instructions: what the verifier let through, maps and context accesses filled in.
-        functions: first slots of its functions.
-        stack_depths: bytes of stack of each, by first slot.
+        image: where its machine code lies.
         helpers: helper functions by number.
         text: address of the code; 0: none is fetched.
         percpu_stride: bytes from a variable of one core to that of the next.
@@ -72,15 +71,14 @@ class JitProgram:
     def __init__(
         self,
         instructions: Sequence[Instruction],
-        functions: Sequence[int],
-        stack_depths: Mapping[int, int],
+        image: Image,
         helpers: Mapping[int, HelperFunction],
         text: int = 0,
         percpu_stride: int = 0,
         charged: bool = True,
     ):
         self.instructions = tuple(instructions)
-        self.image: Image = lay_out(self.instructions, functions, stack_depths)
+        self.image = image
         writer = _Writer(self.instructions, self.image, text if charged else None, percpu_stride)
         self.source = "\n".join(writer.lines)
         names = writer.names | {f"helper_{number}": function for number, function in helpers.items()}

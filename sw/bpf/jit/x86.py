@@ -6,6 +6,7 @@ branch tracking. The text (Intel's syntax) is for llvm-mc and llvm-mca; at run t
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from sw.bpf.instruction import (
@@ -354,6 +355,7 @@ _SUBSTITUTES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
 ]
 
 
+@lru_cache(maxsize=4096)
 def shape(text: str) -> str:
     """An instruction without the names of its registers, its numbers and places: the key of its cost."""
     if re.fullmatch(r"xor (\w+), \1", text):

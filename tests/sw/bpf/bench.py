@@ -1,7 +1,9 @@
 """A BPF subsystem on memory without a machine, for tests."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+import sw.bpf
 from sw.bpf.context import NET_DEVICE, XDP_BUFF, XDP_RXQ_INFO
 from sw.bpf.elf import load_object
 from sw.bpf.instruction import Instruction, InstructionClass, jump_target
@@ -10,7 +12,8 @@ from sw.bpf.program import Program, Verification, functions
 from sw.bpf.syscall import Bpf, LoadedProgram
 from sw.linux.mm import MemBlock
 
-PROGRAMS = "sw/bpf/programs"
+#: Where the example programs are.
+PROGRAMS = Path(sw.bpf.__file__).parent / "programs"
 HEADROOM = 256
 FRAME_BYTES = 4096
 IFINDEX, QUEUE = 7, 3
@@ -74,7 +77,7 @@ class Bench:
         return complete(coroutine)
 
     def load(self, name: str) -> tuple[LoadedProgram, dict[str, int]]:
-        return self.do(self.bpf.load_object(self.core, load_object(f"{PROGRAMS}/{name}.o")))
+        return self.do(self.bpf.load_object(self.core, load_object(PROGRAMS / f"{name}.o")))
 
     def program(self, instructions: Iterable[Instruction]) -> LoadedProgram:
         return self.bpf.program(self.do(self.bpf.prog_load(self.core, Program(tuple(instructions)))))
