@@ -75,7 +75,9 @@ def every_instruction() -> Iterator[tuple[Instruction, int]]:
                 signs = (0, 8, 16) if kind is InstructionClass.ALU else (0, 8, 16, 32)
             for offset in signs:
                 yield Instruction(kind | operation | Source.X, to, source, offset), 0
-            for immediate, offset in product(immediates, signs[:1] if operation is AluOperation.MOV else signs):
+            shift = operation in (AluOperation.LSH, AluOperation.RSH, AluOperation.ARSH)
+            valid = immediates[:3] if shift else immediates
+            for immediate, offset in product(valid, signs[:1] if operation is AluOperation.MOV else signs):
                 yield Instruction(kind | operation | Source.K, to, 0, offset, immediate), 0
     yield Instruction(InstructionClass.ALU64 | AluOperation.MOV | Source.X, 0, 1, ADDR_PERCPU), 0
     for kind, jump in product((InstructionClass.JMP, InstructionClass.JMP32), JumpOperation):

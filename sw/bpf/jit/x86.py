@@ -147,7 +147,7 @@ def _mov(instruction: Instruction, wide: bool) -> list[X86]:
     if offset == 32:
         return [X86(f"movsxd {_REG64[to]}, {_REG32[source]}", 3)]
     names, part = (_REG64 if wide else _REG32), _NAMES[offset // 8]
-    rex = 1 if wide else int(source in _EXTENDED8 if offset == 8 else False) or _rex(to, source)
+    rex = int(wide or offset == 8) or _rex(to, source)  # for a byte, the JIT always says it
     return [X86(f"movsx {names[to]}, {part[source]}", 3 + rex)]
 
 
