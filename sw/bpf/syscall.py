@@ -21,6 +21,7 @@ from sw.bpf.map.xsk import FindSocket, XskMap
 from sw.bpf.maps import MapDefinition, MapFlag, MapType
 from sw.bpf.program import Program, Verification
 from sw.bpf.runtime import Runtime
+from sw.bpf.verifier import verify
 from sw.core import LINE, Core
 from sw.costs import Cost
 
@@ -83,7 +84,7 @@ class Bpf:
         self,
         allocate: Allocate,
         cores: int,
-        verify: Verify,
+        verify: Verify = verify,
         jit_enable: bool = True,
         costs: Mapping[str, Cost] | None = None,
         clock: Callable[[Core], int] = lambda core: 0,

@@ -22,7 +22,7 @@ __all__ = ["check_atomic_operation", "check_fields", "check_operands"]
 _DIVISIONS = (AluOperation.DIV, AluOperation.MOD)
 _SHIFTS = (AluOperation.LSH, AluOperation.RSH, AluOperation.ARSH)
 #: Immediates of atomic instructions, and widths of sign extension by class.
-_ATOMICS = frozenset(AtomicOperation) - {AtomicOperation.FETCH}
+_ATOMICS = frozenset(AtomicOperation)
 _EXTENSIONS = {InstructionClass.ALU: (0, 8, 16), InstructionClass.ALU64: (0, 8, 16, 32)}
 
 

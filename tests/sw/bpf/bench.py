@@ -80,7 +80,10 @@ class Bench:
         return self.do(self.bpf.load_object(self.core, load_object(PROGRAMS / f"{name}.o")))
 
     def program(self, instructions: Iterable[Instruction]) -> LoadedProgram:
-        return self.bpf.program(self.do(self.bpf.prog_load(self.core, Program(tuple(instructions)))))
+        fd = self.do(self.bpf.prog_load(self.core, Program(tuple(instructions))))
+        program = self.bpf.program(fd)
+        self.bpf.close(fd)
+        return program
 
     def run(self, program: LoadedProgram, packet: bytes, core: int = 0) -> tuple[int, bytes]:
         """Verdict and the packet afterwards."""

@@ -11,6 +11,8 @@ from pcapng.blocks import EnhancedPacket
 from sw.bpf.context import XdpAction
 from sw.bpf.elf import load_object
 from sw.bpf.instruction import encode
+from sw.bpf.runtime import BPF_REDIRECT_INFO
+from sw.bpf.verifier import verify
 from tests.sw.bpf import host_bpf
 from tests.sw.bpf.bench import PROGRAMS, Bench
 
@@ -66,7 +68,7 @@ def test_verdicts_are_the_hosts(name, jit):
         host_bpf.HostMap(d.type, d.key_size, d.value_size, d.max_entries, d.flags)
         for d in (one.definition for one in found.maps)
     ]
-    bench = Bench(jit=jit)
+    bench = Bench(jit=jit, verify=verify)
     program, fds = bench.load(name)
     if name == "firewall":
         blocked_ports(theirs[0].update)
@@ -90,7 +92,7 @@ def test_verdicts_are_the_hosts(name, jit):
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_packet_counter_counts_on_its_own_core(jit):
-    bench = Bench(cores=3, jit=jit)
+    bench = Bench(cores=3, jit=jit, verify=verify)
     program, fds = bench.load("packet_counter")
     for core, count in ((0, 2), (2, 5)):
         for _ in range(count):
@@ -102,7 +104,7 @@ def test_packet_counter_counts_on_its_own_core(jit):
 @pytest.mark.parametrize("jit", [False, True])
 def test_firewall_without_the_host(jit):
     """What the program is for, stated here: runs where bpf() is refused, too."""
-    bench = Bench(jit=jit)
+    bench = Bench(jit=jit, verify=verify)
     program, fds = bench.load("firewall")
     blocked_ports(lambda key, value: bench.do(bench.bpf.map_update_elem(bench.core, fds["blocked"], key, value)))
     ethernet, ip = bytes(12) + b"\x08\x00", struct.pack(">BBHHHBBHII", 0x45, 0, 60, 1, 0, 64, 17, 0, 1, 2)
@@ -117,13 +119,11 @@ def test_firewall_without_the_host(jit):
 @pytest.mark.parametrize("jit", [False, True])
 def test_xsk_redirect_finds_the_socket_of_the_queue(jit):
     socket = 0x4440
-    bench = Bench(jit=jit, find_socket=lambda fd: socket if fd == 9 else None)
+    bench = Bench(jit=jit, verify=verify, find_socket=lambda fd: socket if fd == 9 else None)
     program, fds = bench.load("xsk_redirect")
     assert bench.run(program, bytes(64))[0] == XdpAction.PASS
     bench.do(bench.bpf.map_update_elem(bench.core, fds["xsks"], struct.pack("<I", 3), struct.pack("<I", 9)))
     assert bench.run(program, bytes(64))[0] == XdpAction.REDIRECT
-    from sw.bpf.runtime import BPF_REDIRECT_INFO
-
     info = bench.bpf.runtime.redirect_info
     told = bytes(bench.memory[info : info + BPF_REDIRECT_INFO.size])
     assert (BPF_REDIRECT_INFO.tgt_value.of(told), BPF_REDIRECT_INFO.tgt_index.of(told)) == (socket, 3)
