@@ -198,12 +198,14 @@ class Issuer:
         """Write a device register of 4 or 8 bytes; posted, after every earlier store is visible."""
         self._push(_MMIO_WRITE, address, size, value, 0, 1)
 
-    def execute(self, cost: str | int, count: int = 1, /, *, after: int = -1) -> None:
-        """Compute for ``count`` times the cost of that name, or for so many cycles of the core's clock.
+    def execute(self, cost: str | int | Charge, count: int = 1, /, *, after: int = -1) -> None:
+        """Compute for ``count`` times the cost of that name, or a :data:`Charge`, or so many cycles of the core's clock.
 
-        The text of a name is fetched once: ``count`` is for loops. With ``after``, it needs the value of that load.
+        The text is fetched once: ``count`` is for loops. With ``after``, it needs the value of that load.
         """
-        cycles, uops, text, lines = (cost, cost, 0, 0) if isinstance(cost, int) else self._costs[cost]
+        if isinstance(cost, str):
+            cost = self._costs[cost]
+        cycles, uops, text, lines = (cost, cost, 0, 0) if isinstance(cost, int) else cost
         self._execute(cycles * count, uops * count, text, lines, after)
 
     def plain(self, kind: int, address: int = 0, /) -> None:

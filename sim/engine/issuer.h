@@ -592,6 +592,8 @@ PyObject* issuer_execute(IssuerState& issuer, Arguments args, Py_ssize_t count, 
     if (PyLong_Check(args[0])) {
         const long cycles = signed_of(args[0]);
         if (cycles > 0) charge.cycles = charge.uops = static_cast<uint64_t>(cycles);
+    } else if (PyTuple_Check(args[0])) {
+        charge = charge_of(args[0]);
     } else {
         PyObject* cost = issuer.cost_of(args[0]);
         if (!cost) {

@@ -1,0 +1,1 @@
+"""Maps in modelled memory, with the kernel's layouts and functions."""
