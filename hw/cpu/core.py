@@ -1,5 +1,7 @@
 """A core: its port to software, translation, its private caches, its interrupt controller."""
 
+from typing import Any
+
 from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -58,7 +60,7 @@ class Core(wiring.Component):
         self.l1 = L1Cache(config.l1, config.core, l1)
         self.l1i = L1ICache(config.l1i, l1i)
         self.l2 = L2Cache(config, l2, hit_cycles=config.l2.latency - L1_MISS_CYCLES)
-        self.parts = {
+        self.parts: dict[str, list[Any]] = {
             domain: [self.port, self.interrupts],
             mmu: [self.mmu],
             l1: [self.loads, self.l1],
