@@ -458,14 +458,18 @@ class Walker:
         if instruction.from_register and instruction.source == instruction.destination:
             return
         found = learn(instruction.operation, holds, a.bounds, b.bounds, width)
-        origins = a.origins | b.origins if instruction.from_register else a.origins
-        numbers = (instruction.destination, instruction.source)
-        for number, register, bounds in zip(numbers, (a, b), found, strict=True):
-            if number == instruction.source and not instruction.from_register:
-                break
-            state.registers[number] = register._replace(bounds=bounds, origins=origins)
-            if register.id:
-                self._learn_linked(state, register.id, bounds, origins)
+        if not instruction.from_register:
+            self._put(state, instruction.destination, a, found[0], a.origins)
+            return
+        origins = a.origins | b.origins
+        self._put(state, instruction.destination, a, found[0], origins)
+        self._put(state, instruction.source, b, found[1], origins)
+
+    def _put(self, state: State, number: int, register: Register, bounds: Bounds, origins: Origins) -> None:
+        """More is known of a number, in one register and its copies."""
+        state.registers[number] = register._replace(bounds=bounds, origins=origins)
+        if register.id:
+            self._learn_linked(state, register.id, bounds, origins)
 
     def _learn_linked(self, state: State, id: int, bounds: Bounds, origins: Origins) -> None:
         """All copies of a number are as it is, and what is known of them depends on the same."""
