@@ -211,9 +211,9 @@ def _evidence() -> str:
         f"# What the JIT emits for sw/bpf/programs, by `python -m sw.bpf.jit.derive`: llvm-mca {version()}, {CPUS[0]}."
     ]
     text.append(
-        "# Of each block: cycles by x86.toml, loads and stores included; cycles by llvm-mca, in a row of itself, in which a"
+        "# Of each block: cycles by x86.toml, loads and stores included; cycles by llvm-mca, in a row of itself, where a"
     )
-    text.append("# block that loads into the register it loads from waits for itself; in a program it does not.")
+    text.append("# block that loads into the register it loads from waits for itself, which in a program it does not.")
     for name, image in example_images():
         text.append(f"\n{name}:")
         for block in image.blocks:
