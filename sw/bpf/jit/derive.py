@@ -211,7 +211,7 @@ def _evidence() -> str:
         f"# What the JIT emits for sw/bpf/programs, by `python -m sw.bpf.jit.derive`: llvm-mca {version()}, {CPUS[0]}."
     ]
     text.append(
-        "# Of each block: cycles by x86.toml, loads and stores included; cycles by llvm-mca, in a row of itself, where a"
+        "# Of each block: cycles by x86.toml, loads and stores included; cycles by llvm-mca, in a row of itself: a"
     )
     text.append("# block that loads into the register it loads from waits for itself, which in a program it does not.")
     for name, image in example_images():

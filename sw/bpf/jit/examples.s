@@ -1,5 +1,5 @@
 # What the JIT emits for sw/bpf/programs, by `python -m sw.bpf.jit.derive`: llvm-mca 19.1.7, broadwell.
-# Of each block: cycles by x86.toml, loads and stores included; cycles by llvm-mca, in a row of itself, where a
+# Of each block: cycles by x86.toml, loads and stores included; cycles by llvm-mca, in a row of itself: a
 # block that loads into the register it loads from waits for itself, which in a program it does not.
 
 drop_all:
