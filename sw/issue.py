@@ -199,7 +199,7 @@ class Issuer:
         self._push(_MMIO_WRITE, address, size, value, 0, 1)
 
     def execute(self, cost: str | int | Charge, count: int = 1, /, *, after: int = -1) -> None:
-        """Compute for ``count`` times the cost of that name, or a :data:`Charge`, or so many cycles of the core's clock.
+        """Compute for ``count`` times the cost of that name, or a :data:`Charge`, or so many cycles of its clock.
 
         The text is fetched once: ``count`` is for loops. With ``after``, it needs the value of that load.
         """

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sw.costs.derive.mca import CPUS, find_mca, version
 
-__all__ = ["HANDLERS", "Figures", "derive", "entry"]
+__all__ = ["HANDLERS", "JHASH", "Figures", "derive", "derive_handler", "derive_jhash"]
 
 #: To the next instruction.
 _DISPATCH = "add rbx, 8; movzx eax, byte ptr [rbx]; jmp qword ptr [r12 + rax*8]"
@@ -63,8 +63,11 @@ HANDLERS = {
     "exit": "mov rax, qword ptr [rsp]; mov rbx, qword ptr [rsp + 600]; jmp elsewhere",
 }
 
+#: Entry of a round of jhash, and bytes of its code: 30 instructions of 2 to 4 bytes, in lines of 64.
+JHASH = "jhash_round"
+_JHASH_BYTES = 128
 #: Lines of __jhash_mix: ``a -= c; a ^= rol32(c, n); c += b``, turned around.
-_JHASH = "; ".join(
+_JHASH_MIX = "; ".join(
     f"sub {a}, {c}; mov r8d, {c}; rol r8d, {count}; xor {a}, r8d; add {c}, {b}"
     for (a, b, c), count in zip(
         (("eax", "ecx", "edx"), ("ecx", "edx", "eax"), ("edx", "eax", "ecx")) * 2, (4, 6, 8, 16, 19, 4), strict=True
@@ -117,21 +120,29 @@ def derive(code: str, chain: int = 0) -> Figures:
     )
 
 
-def entry(name: str, code: str, source: str, chain: int = 0) -> str:
-    """An entry of the table."""
-    figures = derive(code, chain)
+def derive_handler(name: str) -> Figures:
+    """Figures of an instruction of the interpreter."""
+    return derive(HANDLERS[name], _CHAINS.get(name, 0))
+
+
+def derive_jhash() -> Figures:
+    """Figures of a round of the hash."""
+    return derive(_JHASH_MIX)
+
+
+def _entry(name: str, figures: Figures, text_bytes: int, source: str) -> str:
     return (
-        f'["{name}"]\ncycles = {figures.cycles}\nuops = {figures.uops}\ntext_bytes = 0\nlow = {figures.low}\n'
-        f'high = {figures.high}\nkind = "derived"\nsource = "{source}, llvm-mca {version()}"\n'
+        f'["{name}"]\ncycles = {figures.cycles}\nuops = {figures.uops}\ntext_bytes = {text_bytes}\n'
+        f'low = {figures.low}\nhigh = {figures.high}\nkind = "derived"\n'
+        f'source = "sw/bpf/derive.py: {source}, llvm-mca {version()}"\n'
     )
 
 
 def main() -> None:
-    """Print the entries."""
-    for name, code in HANDLERS.items():
-        source = "sw/bpf/derive.py: steps of ___bpf_prog_run"
-        print(entry(f"bpf_interpreter.{name}", code, source, _CHAINS.get(name, 0)))
-    print(entry("jhash_round", _JHASH, "sw/bpf/derive.py: __jhash_mix"))
+    """Print the entries; the interpreter's text is fetched by ``___bpf_prog_run``."""
+    for name in HANDLERS:
+        print(_entry(f"bpf_interpreter.{name}", derive_handler(name), 0, "steps of ___bpf_prog_run"))
+    print(_entry(JHASH, derive_jhash(), _JHASH_BYTES, "__jhash_mix"))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ class Interpreter:
         self.text = text
         self.helpers = helpers
         self.charged = costs is not None
+        #: Per slot: does it compute, is it no jump, a call, an exit? Asked once, since it is asked at every step.
+        self.kinds = [(i.is_alu, not i.is_jump, i.is_call, i.is_exit) for i in self.instructions]
         self.slot_costs = [
             (0, 0) if costs is None else (costs[cost_name(i)].cycles, costs[cost_name(i)].uops)
             for i in self.instructions
@@ -126,6 +128,7 @@ class _Activation:
     def __init__(self, interpreter: Interpreter, core: Any, context: int, stack: int):
         self.code = interpreter.instructions
         self.costs = interpreter.slot_costs
+        self.kinds = interpreter.kinds
         self.text = interpreter.text
         self.helpers = interpreter.helpers
         self.core = core
@@ -137,7 +140,7 @@ class _Activation:
         self.line = -1
 
     async def run(self) -> int:
-        code, costs, registers = self.code, self.costs, self.registers
+        code, costs, kinds, registers = self.code, self.costs, self.kinds, self.registers
         slot = 0
         while True:
             if not 0 <= slot < len(code):
@@ -147,14 +150,15 @@ class _Activation:
             self.cycles += cycles
             self.uops += uops
             self._fetch(slot)
-            if instruction.is_alu:
+            computes, no_jump, is_call, is_exit = kinds[slot]
+            if computes:
                 self._alu(instruction)
                 slot += 1
-            elif not instruction.is_jump:
+            elif no_jump:
                 slot += await self._memory(slot, instruction)
-            elif instruction.is_call:
+            elif is_call:
                 slot = await self._call(slot, instruction)
-            elif instruction.is_exit:
+            elif is_exit:
                 if not self.frames:
                     self._charge()
                     return registers[0]

@@ -5,6 +5,7 @@ For loading, tests and tools. What costs time on a :class:`~sw.core.Core` is cou
 
 import types
 from collections.abc import Coroutine, Generator
+from itertools import count
 from typing import Any
 
 from sw.port import AtomicFunction
@@ -70,7 +71,8 @@ class FunctionalCore:
         self.current = _Interrupts()
         self.loads = self.stores = self.atomics = 0  #: operations so far
         self.cycles = 0  #: cycles charged so far
-        self._values: list[int] = []
+        self._values: dict[int, Any] = {}  #: of loads begun, until they are asked for
+        self._handles = count()
 
     def _place(self, address: int, size: int) -> slice:
         if not 0 < address <= len(self.memory) - size:
@@ -93,13 +95,14 @@ class FunctionalCore:
 
     def load_begin(self, address: int, size: int, *, after: int = -1) -> int:
         """As :meth:`sw.issue.Issuer.load_begin`."""
-        self._values.append(self._load(address, size))
-        return len(self._values) - 1
+        handle = next(self._handles)
+        self._values[handle] = self._load(address, size)
+        return handle
 
     @types.coroutine
     def result(self, handle: int) -> Generator[int, Any, Any]:
         """As :meth:`sw.core.Core.result`."""
-        return self._values[handle]
+        return self._values.pop(handle)
         yield
 
     def get(self, base: int, field: tuple[int, int]) -> _Ready:

@@ -75,6 +75,7 @@ class Bpf:
         verify: the verifier.
         jit_enable: as ``net.core.bpf_jit_enable``: whether programs are translated or interpreted.
         costs: of ``sw/costs/bpf.toml``; without them, a program's computing takes no time.
+        jit_figure: which figure of translated code is charged: ``cycles``, ``low`` or ``high``.
         clock: nanoseconds since boot, as a core sees them.
         find_socket: what a file descriptor of an AF_XDP socket names.
         seed: of hashes and random numbers.
@@ -87,6 +88,7 @@ class Bpf:
         verify: Verify = verify,
         jit_enable: bool = True,
         costs: Mapping[str, Cost] | None = None,
+        jit_figure: str = "cycles",
         clock: Callable[[Core], int] = lambda core: 0,
         find_socket: FindSocket = lambda fd: None,
         seed: int = 1,
@@ -96,6 +98,7 @@ class Bpf:
         self.jit_enable = jit_enable
         self._verify = verify
         self._costs = costs
+        self._jit_figure = jit_figure
         self._find_socket = find_socket
         self._seed = seed
         self._objects: dict[int, KernelMap | LoadedProgram] = {}
@@ -235,7 +238,7 @@ class Bpf:
             self.runtime.helpers(jit=True),
             text=address,
             percpu_stride=self.area.percpu_stride,
-            charged=self._costs is not None,
+            figure=None if self._costs is None else self._jit_figure,
         )
         return LoadedProgram(program.name, ready, address, translated, self.runtime)
 

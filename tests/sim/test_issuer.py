@@ -176,6 +176,18 @@ def test_a_charge_beyond_the_field_is_split(build):
     assert operations["argument"].tolist() == [1, 0, 0, 0, 3, 0, 0, 0, 0, 0]
 
 
+def test_a_charge_without_a_name(build):
+    async def software(core, seen):
+        if core.index == 0:
+            core.execute((5, 9, 0x3300, 2))
+            core.execute((4, 6, 0, 0), 3)
+            core.execute((0, 9, 0x3300, 2))
+
+    _, _, operations, _, _ = same(build, software)
+    fields = ("cycles", "uops", "address", "argument")
+    assert [operations[name].tolist() for name in fields] == [[5, 12], [9, 18], [0x3300, 0], [2, 0]]
+
+
 @pytest.mark.parametrize(
     ("mistake", "error"),
     [

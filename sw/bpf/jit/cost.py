@@ -13,6 +13,8 @@ __all__ = ["Shape", "block_cost", "shapes"]
 
 #: Micro-operations that issue in a cycle (Broadwell, Skylake).
 _ISSUE_WIDTH = 4
+#: So that sums of quarters of a cycle that make a whole one are one.
+_ROUNDING = 1e-6
 _RESOURCES = ("load", "store", "other")
 
 
@@ -47,8 +49,8 @@ def _resource(name: str) -> str:
     return "other"
 
 
-def block_cost(code: Iterable[X86], operations: int, bytes_: int) -> Cost:
-    """Cost of a block.
+def block_cost(code: Iterable[X86], operations: int, bytes_: int, carry: float = 0.0) -> tuple[Cost, float]:
+    """Cost of a block, and the fraction of a cycle by which it falls short: the next block's ``carry``.
 
     *cycles*: by what limits it in a row of blocks: the issue width, the ports for loads or stores, or instructions that
     are slow by themselves. *low*: issue width only; *high*: one instruction after the other.
@@ -70,16 +72,18 @@ def block_cost(code: Iterable[X86], operations: int, bytes_: int) -> Cost:
     cycles = max(least, *busy.values())
     # Nothing of an access that the model issues itself: neither its latency nor the lock's cycles.
     alone = sum(table[name].latency for name in names if not _issued(name))
-    figures = [max(0, round(figure) - operations) for figure in (least, cycles)]
-    return Cost(
-        cycles=figures[1],
+    exact = max(0.0, cycles - operations) + carry
+    whole = int(exact + _ROUNDING)
+    cost = Cost(
+        cycles=whole,
         uops=max(0, round(uops) - operations),
         text_bytes=bytes_,
-        low=min(figures),
-        high=max(figures[1], alone),
+        low=min(whole, max(0, int(least + carry + _ROUNDING) - operations)),
+        high=max(whole, alone),
         kind=kind,
         source=source,
     )
+    return cost, max(0.0, exact - whole)
 
 
 def _slow(figures: Shape) -> float:

@@ -1,16 +1,20 @@
 """Derives ``x86.toml``: what each shape of x86-64 instruction that the JIT emits takes, by llvm-mca's tables.
 
-``python -m sw.bpf.jit.derive`` writes the file; needs llvm-mca (Debian package llvm-19). Locked instructions, of which
-LLVM knows too little, take the published 18 cycles of ``sw/costs/derive/special.toml``.
+``python -m sw.bpf.jit.derive`` writes the file, and as evidence ``examples.s``: the code of the example programs, each
+block with what the table says and what llvm-mca says of the whole. It needs llvm-mca (Debian package llvm-19). Locked
+instructions, of which LLVM knows too little, take the published 18 cycles of ``sw/costs/derive/special.toml``.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+from sw.bpf.elf import load_object
 from sw.bpf.instruction import (
     LD_IMM64,
     AluOperation,
@@ -23,12 +27,21 @@ from sw.bpf.instruction import (
     Size,
     Source,
 )
+from sw.bpf.jit.cost import block_cost
+from sw.bpf.jit.layout import Block, Image
+from sw.bpf.jit.translate import JitProgram
 from sw.bpf.jit.x86 import ADDR_PERCPU, emit, epilogue, prologue, shape
+from sw.bpf.memory import FunctionalCore, complete
+from sw.bpf.syscall import Bpf
 from sw.costs.derive.mca import CPUS, find_mca, version
+from sw.linux.mm import MemBlock
 
-__all__ = ["TABLE", "derive", "every_instruction", "examples"]
+__all__ = ["TABLE", "block_by_mca", "derive", "every_instruction", "example_images", "examples"]
 
 TABLE = Path(__file__).with_name("x86.toml")
+
+#: Two numbers of repetitions; their difference is free of filling and draining the pipeline.
+_FEW, _MANY = 20, 60
 
 #: What the stack engine makes of an instruction, as shapes that LLVM has right.
 _STACK = {
@@ -148,6 +161,69 @@ def _toml(table: dict[str, tuple[float, float, int]]) -> str:
     return _HEADER.format(cpu=CPUS[0], version=version()) + "\n".join(rows)
 
 
+# ---- Evidence: blocks of the example programs
+
+#: What stands for an instruction that llvm-mca would count otherwise.
+_STAND_INS = (
+    (re.compile(r"^push (\w+)$"), r"mov qword ptr [rsp - 8], \1"),
+    (re.compile(r"^pop (\w+)$"), r"mov \1, qword ptr [rsp]"),
+    (re.compile(r"^call .*$"), "mov qword ptr [rsp - 8], r11\njmp elsewhere"),
+    (re.compile(r"^ret$"), "mov r11, qword ptr [rsp]\njmp elsewhere"),
+    (re.compile(r"^leave$"), "mov rsp, rbp\nmov rbp, qword ptr [rsp]"),
+    (re.compile(r"^(j(?!mp)\w+|lock) .*$"), ""),
+)
+
+
+def example_images() -> Iterator[tuple[str, Image]]:
+    """The code of each example program, at whatever address its maps lie here."""
+    for path in sorted((TABLE.parents[1] / "programs").glob("*.o")):
+        memory = bytearray(1 << 20)
+        core: Any = FunctionalCore(memory)
+        bpf = Bpf(MemBlock(len(memory)).allocate, cores=1)
+        program, _ = complete(bpf.load_object(core, load_object(path)))
+        assert isinstance(program.runner, JitProgram)
+        yield path.stem, program.runner.image
+
+
+def block_by_mca(block: Block, cpu: str = CPUS[0]) -> float:
+    """Cycles of a whole block, as one of a row of itself, by llvm-mca.
+
+    Raises:
+        sw.costs.derive.mca.McaError: if there is no llvm-mca.
+    """
+    version()
+    lines = [".intel_syntax noprefix"]
+    for x86 in block.code:
+        text = x86.text
+        for pattern, stand_in in _STAND_INS:
+            text = pattern.sub(stand_in, text)
+        lines.append(text)
+    totals = []
+    for count in (_FEW, _MANY):
+        command = [str(find_mca()), f"-mcpu={cpu}", "-json", f"-iterations={count}", "-"]
+        done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=True)
+        totals.append(json.loads(done.stdout)["CodeRegions"][0]["SummaryView"]["TotalCycles"])
+    return (totals[1] - totals[0]) / (_MANY - _FEW)
+
+
+def _evidence() -> str:
+    text = [
+        f"# What the JIT emits for sw/bpf/programs, by `python -m sw.bpf.jit.derive`: llvm-mca {version()}, {CPUS[0]}."
+    ]
+    text.append(
+        "# Of each block: cycles by x86.toml, loads and stores included; cycles by llvm-mca, in a row of itself: a"
+    )
+    text.append("# block that loads into the register it loads from waits for itself, which in a program it does not.")
+    for name, image in example_images():
+        text.append(f"\n{name}:")
+        for block in image.blocks:
+            cost, fraction = block_cost(block.code, 0, block.size)
+            text.append(f"slot_{block.start}:  # {cost.cycles + fraction:.2f}; {block_by_mca(block):.2f}")
+            text += [f"    {x86.text}" for x86 in block.code]
+    return "\n".join(text) + "\n"
+
+
 if __name__ == "__main__":
     TABLE.write_text(_toml(derive()))
+    TABLE.with_name("examples.s").write_text(_evidence())
     print(f"{TABLE}: {len(examples())} shapes", file=sys.stderr)

@@ -144,12 +144,12 @@ class _Function:
         """Basic blocks; the function lies at ``base``."""
         offsets = self._offsets()
         leaders = self._leaders()
-        found = []
+        found, carry = [], 0.0
         for start, end in zip(leaders, [*leaders[1:], self.end], strict=True):
             slots = [slot for slot in range(start, end) if slot in self.code]
             code = tuple(x86 for slot in slots for x86 in self.code[slot])
             operations = sum(_is_operation(self.instructions[slot]) for slot in slots)
-            cost = block_cost(code, operations, sum(x86.size for x86 in code))
+            cost, carry = block_cost(code, operations, sum(x86.size for x86 in code), carry)
             found.append(Block(self.start, start, end, base + offsets[start], code, cost))
         return found
 

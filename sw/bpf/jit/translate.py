@@ -65,7 +65,8 @@ class JitProgram:
         helpers: helper functions by number.
         text: address of the code; 0: none is fetched.
         percpu_stride: bytes from a variable of one core to that of the next.
-        charged: whether computing takes time.
+        figure: which of a block's figures is charged: ``cycles``, ``low`` or ``high``; without one, computing takes no
+            time.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class JitProgram:
         helpers: Mapping[int, HelperFunction],
         text: int = 0,
         percpu_stride: int = 0,
-        charged: bool = True,
+        figure: str | None = "cycles",
     ):
         self.instructions = tuple(instructions)
         self.image = image
-        writer = _Writer(self.instructions, self.image, text if charged else None, percpu_stride)
+        writer = _Writer(self.instructions, self.image, text, percpu_stride, figure)
         self.source = "\n".join(writer.lines)
         names = writer.names | {f"helper_{number}": function for number, function in helpers.items()}
         missing = writer.helpers - helpers.keys()
@@ -111,10 +112,19 @@ class _Writer:
     """Writes the Python source.
 
     Arguments:
-        text: address of the code, None if computing takes no time.
+        text: address of the code.
+        figure: which of a block's figures is charged; None: none.
     """
 
-    def __init__(self, instructions: Sequence[Instruction], image: Image, text: int | None, percpu_stride: int):
+    def __init__(
+        self,
+        instructions: Sequence[Instruction],
+        image: Image,
+        text: int,
+        percpu_stride: int,
+        figure: str | None,
+    ):
+        self.figure = figure
         self.instructions = instructions
         self.text = text
         self.percpu_stride = percpu_stride
@@ -144,17 +154,17 @@ class _Writer:
             self._block(block)
 
     def _charge(self, block: Block) -> None:
-        if self.text is None:
+        if self.figure is None:
             return
-        cost = block.cost
+        cost, cycles = block.cost, getattr(block.cost, self.figure)
         first = last = 0
         if self.text and block.size:
             first, last = (self.text + block.offset) // LINE, (self.text + block.offset + block.size - 1) // LINE
         new_lines = bool(self.text and block.size) and (first != self._fetched or last != first)
         self._fetched = last
-        if cost.cycles or new_lines:
+        if cycles or new_lines:
             lines = last - first + 1 if self.text and block.size else 0
-            charge = (max(cost.cycles, 1), max(cost.uops, 1), first * LINE if lines else 0, lines)
+            charge = (max(cycles, 1), max(cost.uops, 1), first * LINE if lines else 0, lines)
             self._put(3, f"core.execute({charge})")
 
     def _block(self, block: Block) -> None:

@@ -11,6 +11,8 @@ __all__ = ["Log"]
 
 #: Column at which what is known begins.
 _COLUMN = 38
+#: Lines that are kept at least: of a longer log the end, as in the kernel's ring.
+_KEPT = 1 << 15
 
 
 class _Entry:
@@ -37,9 +39,11 @@ class Log:
         self.instructions = instructions
         self.level = level
         self._lines: list[str | _Entry] = []
+        self._dropped = 0
+        self._named: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return self._dropped + len(self._lines)
 
     def note(self, line: str) -> None:
         """Add a line."""
@@ -54,12 +58,15 @@ class Log:
     def back_to(self, length: int) -> None:
         """A path is done: below level 2 only what came before it is kept."""
         if self.level < 2:
-            del self._lines[length:]
+            del self._lines[max(length - self._dropped, 0) :]
 
     def before(self, at: int, frame: Frame) -> None:
         """An instruction is about to be looked at."""
         if self.level:
             self._lines.append(_Entry(at, frame.number))
+            if len(self._lines) > 2 * _KEPT:
+                self._dropped += _KEPT
+                del self._lines[:_KEPT]
 
     def after(self, frame: Frame) -> None:
         """The instruction is right: keep what is known of its registers in the frame that it ran in."""
@@ -67,9 +74,11 @@ class Log:
             return
         entry = self._lines[-1]
         instruction = self.instructions[entry.at]
-        numbers = _named(instruction)
-        entry.registers = tuple((number, frame.registers[number]) for number in numbers)
-        if instruction.instruction_class in (InstructionClass.ST, InstructionClass.STX):
+        numbers = self._named.get(entry.at)
+        if numbers is None:
+            numbers = self._named[entry.at] = _named(instruction)
+        entry.registers = tuple([(number, frame.registers[number]) for number in numbers])
+        if instruction.opcode & 7 in (InstructionClass.ST, InstructionClass.STX):
             base = frame.registers[instruction.destination]
             if base.type is RegisterType.STACK and base.bounds.is_known and base.frame == frame.number:
                 number = slot_of(base.off + base.bounds.whole.smin + instruction.offset)[0]

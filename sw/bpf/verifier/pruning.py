@@ -68,15 +68,18 @@ def is_repeated(old: State, new: State) -> bool:
     for a, b in zip(old.frames, new.frames, strict=True):
         if a.call_site != b.call_site:
             return False
-        if any(x[:-1] != y[:-1] for x, y in zip(a.registers, b.registers, strict=True)):
-            return False
-        if a.stack.keys() != b.stack.keys():
+        if not all(map(_same, a.registers, b.registers)) or a.stack.keys() != b.stack.keys():
             return False
         for number, slot in a.stack.items():
             other = b.stack[number]
-            if slot.kinds != other.kinds or (slot.spilled or ZERO)[:-1] != (other.spilled or ZERO)[:-1]:
+            if slot.kinds != other.kinds or not _same(slot.spilled or ZERO, other.spilled or ZERO):
                 return False
     return True
+
+
+def _same(a: Register, b: Register) -> bool:
+    """Whether two registers are the same but for where they come from."""
+    return a is b or (a.type is b.type and a.bounds == b.bounds and a[2:-1] == b[2:-1])
 
 
 def is_covered(old: State, new: State, live: list[int], at: int, privileged: bool) -> bool:
@@ -159,7 +162,9 @@ class _Comparison:
         elif old.spilled is not None:
             # What was spilled may have been a number of which nothing mattered, or anything.
             covered = self._all_numbers(new) and self._register(old.spilled, scalar(UNKNOWN))
-            covered = covered and all(a == SPILL or self._byte(a, b, new) for a, b in zip(old.kinds, new.kinds, strict=True))
+            covered = covered and all(
+                a == SPILL or self._byte(a, b, new) for a, b in zip(old.kinds, new.kinds, strict=True)
+            )
         else:
             covered = all(self._byte(a, b, new) for a, b in zip(old.kinds, new.kinds, strict=True))
         if covered and new.origin is not None:
@@ -179,4 +184,3 @@ class _Comparison:
         if old == ZERO_BYTE:
             return new == ZERO_BYTE
         return self.privileged or new in (MISC, ZERO_BYTE) or (new == SPILL and self._all_numbers(slot))
-

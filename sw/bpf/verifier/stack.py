@@ -21,9 +21,7 @@ _SPILLED = bytes([SPILL]) * SLOT_BYTES
 _MAX_VAR_OFF = 1 << 29
 
 
-def check_range(
-    owner: Frame, number: int, pointer: Register, offset: int, size: int, access: str
-) -> tuple[int, int]:
+def check_range(owner: Frame, number: int, pointer: Register, offset: int, size: int, access: str) -> tuple[int, int]:
     """Least and greatest offset from the frame pointer of an access.
 
     Arguments:

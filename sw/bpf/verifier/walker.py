@@ -46,12 +46,13 @@ _MOST_WAITING = 8192
 _JUMPS_APART, _INSTRUCTIONS_APART = 2, 8
 _LOOP_JUMPS_APART, _LOOP_INSTRUCTIONS_APART = 20, 100
 #: A checkpoint is dropped when it was compared in vain so many times as often as with success.
-_MISSES_PER_HIT, _LOOP_MISSES_PER_HIT = 3, 64
+_MISSES_PER_HIT = 3
 #: Registers that a call destroys: r0 to r5; r1 to r5 are its arguments.
 _CALLER_SAVED = range(6)
 _ARGUMENTS = slice(1, 6)
 _NEVER_NULL = frozenset({RegisterType.MAP_VALUE, RegisterType.CONST_PTR_TO_MAP})
-_PARTIAL = (InstructionClass.ALU, InstructionClass.JMP32)
+_ALU_CLASSES = frozenset({InstructionClass.ALU, InstructionClass.ALU64})
+_JUMP_CLASSES = frozenset({InstructionClass.JMP, InstructionClass.JMP32})
 
 
 @dataclass(slots=True)
@@ -76,9 +77,7 @@ class Walker:
         log: what it does.
     """
 
-    def __init__(
-        self, structure: Structure, gpl_compatible: bool, privileged: bool, limit: int, log: Log
-    ):
+    def __init__(self, structure: Structure, gpl_compatible: bool, privileged: bool, limit: int, log: Log):
         self.structure = structure
         self.code = structure.instructions
         self.gpl_compatible = gpl_compatible
@@ -128,17 +127,19 @@ class Walker:
     def step(self, at: int, state: State) -> int | None:
         """Look at one instruction; gives the next one, or None if the path ends."""
         instruction = self.code[at]
+        kind = instruction.opcode & 7
         self.processed += 1
         if self.processed > self.limit:
             raise Refusal(E2BIG, f"BPF program is too large. Processed {self.processed} insn")
         frame = state.frame
         self.log.before(at, frame)
-        self.seen.add(at)
-        check_fields(instruction)
-        if instruction.is_alu:
+        if at not in self.seen:
+            self.seen.add(at)
+            check_fields(instruction)
+        if kind in _ALU_CLASSES:
             self._alu(instruction, state)
             following: int | None = at + 1
-        elif instruction.is_jump:
+        elif kind in _JUMP_CLASSES:
             self.jumps += 1
             following = self._jump(at, instruction, state)
         elif instruction.is_wide:
@@ -173,8 +174,7 @@ class Walker:
         keep = jumps >= _JUMPS_APART and instructions >= _INSTRUCTIONS_APART
         useless = []
         for checkpoint in known:
-            within_loop = checkpoint.open_paths > 0
-            if within_loop:
+            if checkpoint.open_paths:
                 if is_repeated(checkpoint.state, state):
                     raise Refusal(EINVAL, f"infinite loop detected at insn {at}")
                 if jumps < _LOOP_JUMPS_APART and instructions < _LOOP_INSTRUCTIONS_APART:
@@ -184,8 +184,7 @@ class Walker:
                 return True
             if keep:
                 checkpoint.misses += 1
-            patience = _LOOP_MISSES_PER_HIT if within_loop else _MISSES_PER_HIT
-            if checkpoint.misses > checkpoint.hits * patience + patience:
+            if checkpoint.misses > _MISSES_PER_HIT * (checkpoint.hits + 1):
                 useless.append(checkpoint)
         for checkpoint in useless:
             known.remove(checkpoint)
@@ -262,7 +261,7 @@ class Walker:
         if operand is None:
             operand = scalar(constant(instruction.immediate))
         if register.is_scalar and operand.is_scalar:
-            width = 64 if instruction.instruction_class is InstructionClass.ALU64 else 32
+            width = _width(instruction)
             # A signed quotient or remainder is as unknown as the others.
             bounds = alu.result(operation, width, register.bounds, operand.bounds) if not instruction.offset else None
             unknown = UNKNOWN if width == 64 else UNKNOWN32
@@ -273,13 +272,12 @@ class Walker:
 
     def _unary(self, instruction: Instruction, register: Register) -> Register:
         """Result of NEG or END."""
-        width = 64 if instruction.instruction_class is InstructionClass.ALU64 else 32
         if instruction.operation == AluOperation.END or register.is_pointer:
             return scalar()
-        return scalar(alu.result(AluOperation.NEG, width, register.bounds, ZERO.bounds), register.origins)
+        return scalar(alu.result(AluOperation.NEG, _width(instruction), register.bounds, ZERO.bounds), register.origins)
 
     def _moved(self, instruction: Instruction, state: State) -> Register:
-        wide = instruction.instruction_class is InstructionClass.ALU64
+        wide = _width(instruction) == 64
         if not instruction.from_register:
             return scalar(constant(instruction.immediate if wide else instruction.immediate & 0xFFFFFFFF))
         register, bits = state.registers[instruction.source], instruction.offset
@@ -302,13 +300,12 @@ class Walker:
         difference = operation == AluOperation.SUB and self.privileged
         if register.is_pointer and operand.is_pointer:
             if difference:
-                wide = instruction.instruction_class is InstructionClass.ALU64
-                return scalar(UNKNOWN if wide else UNKNOWN32)
+                return scalar(UNKNOWN if _width(instruction) == 64 else UNKNOWN32)
             symbol = _SYMBOLS[AluOperation(operation)]
             raise Refusal(EACCES, f"R{destination} pointer {symbol} pointer prohibited")
         pointer, addend = (register, operand) if register.is_pointer else (operand, register)
         mark(addend.origins)
-        if instruction.instruction_class in _PARTIAL:
+        if _width(instruction) == 32:
             if difference:
                 return scalar(UNKNOWN32)
             raise Refusal(EACCES, f"R{destination} 32-bit pointer arithmetic prohibited")
@@ -412,7 +409,7 @@ class Walker:
     def _branch(self, at: int, instruction: Instruction, state: State) -> int:
         a = self._read(state, instruction.destination)
         b = self._read(state, instruction.source) if instruction.from_register else None
-        width = 64 if instruction.instruction_class is InstructionClass.JMP else 32
+        width = _width(instruction)
         operand = scalar(constant(instruction.immediate)) if b is None else b
         packet = PacketComparison(instruction.operation if width == 64 else JumpOperation.JA, a, operand)
         if not self.privileged:
@@ -456,21 +453,23 @@ class Walker:
                 return instruction.operation == JumpOperation.JNE
         return None
 
-    def _learn(
-        self, instruction: Instruction, state: State, holds: bool, a: Register, b: Register, width: int
-    ) -> None:
+    def _learn(self, instruction: Instruction, state: State, holds: bool, a: Register, b: Register, width: int) -> None:
         """Put what a condition between numbers says into all registers that hold them."""
         if instruction.from_register and instruction.source == instruction.destination:
             return
         found = learn(instruction.operation, holds, a.bounds, b.bounds, width)
-        origins = a.origins | b.origins if instruction.from_register else a.origins
-        numbers = (instruction.destination, instruction.source)
-        for number, register, bounds in zip(numbers, (a, b), found, strict=True):
-            if number == instruction.source and not instruction.from_register:
-                break
-            state.registers[number] = register._replace(bounds=bounds, origins=origins)
-            if register.id:
-                self._learn_linked(state, register.id, bounds, origins)
+        if not instruction.from_register:
+            self._put(state, instruction.destination, a, found[0], a.origins)
+            return
+        origins = a.origins | b.origins
+        self._put(state, instruction.destination, a, found[0], origins)
+        self._put(state, instruction.source, b, found[1], origins)
+
+    def _put(self, state: State, number: int, register: Register, bounds: Bounds, origins: Origins) -> None:
+        """More is known of a number, in one register and its copies."""
+        state.registers[number] = register._replace(bounds=bounds, origins=origins)
+        if register.id:
+            self._learn_linked(state, register.id, bounds, origins)
 
     def _learn_linked(self, state: State, id: int, bounds: Bounds, origins: Origins) -> None:
         """All copies of a number are as it is, and what is known of them depends on the same."""
@@ -543,10 +542,15 @@ _SYMBOLS = {
 }
 
 
+def _width(instruction: Instruction) -> int:
+    """Bits on which an instruction computes or decides."""
+    return 64 if instruction.opcode & 7 in (InstructionClass.ALU64, InstructionClass.JMP) else 32
+
+
 def _tests_null(instruction: Instruction) -> bool:
     """Whether a branch is on whether a pointer is null."""
     return (
-        instruction.instruction_class is InstructionClass.JMP
+        _width(instruction) == 64
         and instruction.operation in (JumpOperation.JEQ, JumpOperation.JNE)
         and not instruction.from_register
         and instruction.immediate == 0

@@ -32,13 +32,13 @@ class Watched(FunctionalMachine):
 
 
 class Machine:
-    def __init__(self, jit: bool, name: str, packet: bytes):
+    def __init__(self, jit: bool, name: str, packet: bytes, figure: str = "cycles"):
         self.port = Watched()
         costs = load_costs("bpf")
         memblock = MemBlock(len(self.port.memory))
         memblock.next = 0x10000
         self.core = Core(0, self.port, Record(), costs, lay_out_text(costs, memblock))
-        self.bpf = Bpf(memblock.allocate, 1, trust, jit_enable=jit, costs=costs)
+        self.bpf = Bpf(memblock.allocate, 1, trust, jit_enable=jit, costs=costs, jit_figure=figure)
         self.packet = packet
         self.verdict = None
         self.name = name
@@ -126,3 +126,12 @@ def test_interpreted_instructions_cost_what_the_table_says():
     costs = load_costs("bpf")
     expected = sum(costs[n].cycles for n in ("___bpf_prog_run", "bpf_interpreter.alu", "bpf_interpreter.exit"))
     assert sum(o[4] for o in machine.operations if o[1] is OperationKind.EXECUTE) == expected
+
+
+def test_the_band_of_translated_code():
+    """Cycles lie between what is charged as the least and as the most that is plausible."""
+    charged = [
+        sum(o[4] for o in Machine(True, "firewall", bytes(64), figure).operations if o[1] is OperationKind.EXECUTE)
+        for figure in ("low", "cycles", "high")
+    ]
+    assert charged[0] <= charged[1] < charged[2]

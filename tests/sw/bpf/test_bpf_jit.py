@@ -3,10 +3,12 @@
 import errno
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+import sw.bpf.jit
 from sw.bpf.elf import load_object
 from sw.bpf.instruction import (
     FRAME_POINTER,
@@ -22,7 +24,7 @@ from sw.bpf.instruction import (
     listing,
 )
 from sw.bpf.jit.cost import block_cost, shapes
-from sw.bpf.jit.derive import derive, every_instruction, examples
+from sw.bpf.jit.derive import derive, every_instruction, example_images, examples
 from sw.bpf.jit.layout import lay_out
 from sw.bpf.jit.x86 import ADDR_PERCPU, X86, emit, epilogue, prologue
 from sw.bpf.verifier import verify
@@ -158,12 +160,40 @@ def test_block_cost():
     """Four additions a cycle, a multiplication by itself, what the model issues taken off."""
     add, multiply = X86("add rax, rdi", 3), X86("imul rax, rdi", 4)
     load = X86("mov rax, qword ptr [rdi + 8]", 4)
-    assert block_cost([add] * 8, 0, 24).cycles == 2
-    assert block_cost([add] * 8, 0, 24).uops == 8
-    assert block_cost([multiply] * 3, 0, 12).cycles == 3
-    assert block_cost([load] * 4 + [add] * 16, 4, 64).cycles == 1
-    cost = block_cost([load] * 4 + [add] * 16, 4, 64)
+    assert block_cost([add] * 8, 0, 24)[0].cycles == 2
+    assert block_cost([add] * 8, 0, 24)[0].uops == 8
+    assert block_cost([multiply] * 3, 0, 12)[0].cycles == 3
+    cost, _ = block_cost([load] * 4 + [add] * 16, 4, 64)
+    assert cost.cycles == 1
     assert cost.low <= cost.cycles <= cost.high and cost.high == 16
+
+
+def test_fractions_of_a_cycle_are_carried():
+    """Five blocks of an addition take a cycle together, and a quarter is left."""
+    add, carry, cycles = X86("add rax, rdi", 3), 0.0, 0
+    for _ in range(5):
+        cost, carry = block_cost([add], 0, 3, carry)
+        cycles += cost.cycles
+    assert (cycles, carry) == (1, pytest.approx(0.25))
+
+
+def test_the_evidence_is_what_is_emitted():
+    """examples.s has the code and the figures of today, and llvm-mca's of whole blocks are no lower."""
+    lines = (Path(sw.bpf.jit.__file__).parent / "examples.s").read_text().splitlines()
+    kept = [line for line in lines if line and not line.startswith("#")]
+    today = []
+    for name, image in example_images():
+        today.append(f"{name}:")
+        for block in image.blocks:
+            cost, fraction = block_cost(block.code, 0, block.size)
+            today.append(f"slot_{block.start}:  # {cost.cycles + fraction:.2f}")
+            today += [f"    {x86.text}" for x86 in block.code]
+    assert [line.split(";")[0] for line in kept] == today
+    assert sum("lock" in line for line in kept) == 1, "llvm-mca is not asked about locked instructions"
+    for line, code in pairwise(kept):
+        if "#" in line:
+            ours, whole = (float(figure) for figure in line.split("#")[1].split(";"))
+            assert ours <= whole or "mov esi, 1" in code, line  # the block with the locked addition
 
 
 def test_jumps_grow_when_their_target_is_far():
