@@ -67,9 +67,7 @@ class DramController(wiring.Component):
         self.timing = DramTiming(dram)
         self.data = DramData(dram, controller=self.controller, phy=self.phy)
         self.queue = DramQueue(dram, self.data.slot_width)
-        self.way_in = DelayLine(
-            request_layout(dram, self.data.slot_width), cycles=self.controller, spacing=dram.tCCD_S
-        )
+        self.way_in = DelayLine(request_layout(dram, self.data.slot_width), cycles=self.controller, spacing=dram.tCCD_S)
         self.refresh_timer = Timer("dram", background=True)
         self.command_timer = Timer("dram")
         self._held_writes = Signal(range(dram.queue + 1))
