@@ -21,8 +21,8 @@ MAX_BURSTS = 64
 class DramData(wiring.Component):
     """Carries out RD and WR when their burst ends, in the order of the commands.
 
-    A read issued at edge t is on ``response`` from edge t + CL + BURST + ``phy`` on. When responses are not taken, later bursts
-    wait and keep their order, as if in a buffer of the controller: no newer write overtakes an older read.
+    A read issued at edge t is on ``response`` from edge t + CL + BURST + ``phy`` on. When responses are not taken,
+    later bursts wait and keep their order, as if in a buffer of the controller: no newer write overtakes an older read.
 
     The data of a write waits from its acceptance in a place of a ring (``slot``), so that the queue need not hold it.
 

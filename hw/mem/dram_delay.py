@@ -12,7 +12,7 @@ __all__ = ["DelayLine"]
 
 
 class DelayLine(wiring.Component):
-    """First in, first out, in domain ``dram``: what is accepted at edge t can be taken at edge t + ``cycles``, no sooner.
+    """First in, first out, in domain ``dram``: what is accepted at edge t can be taken from edge t + ``cycles`` on.
 
     Entries follow each other at one per ``spacing`` cycles at least without end, and in bursts of up to ``depth`` at
     one per cycle; so the line delays and does not throttle. What is not taken in time waits, and nothing overtakes it.
