@@ -50,8 +50,8 @@ class TxDma(wiring.Component):
     With a descriptor waiting and nothing in the way, its first read is offered two edges after the descriptor, and one
     more at each edge: a packet of one read takes two cycles. It is committed one edge after its last completion.
 
-    A packet is dropped, and reported by ``unsent``, for what is wrong with its descriptors; these are finished in order,
-    like all others, and their buffers are not read from then on. It is also dropped when its queue stops
+    A packet is dropped, and reported by ``unsent``, for what is wrong with its descriptors; these are finished in
+    order, like all others, and their buffers are not read from then on. It is also dropped when its queue stops
     amid it; then the rest of its descriptors are not finished.
 
     Packets are numbered from 1 as their first descriptors are taken.

@@ -46,8 +46,8 @@ __all__ = ["FORMAL_DOMAIN", "Harness", "ProofFailed", "component_inputs", "fragm
 #: The one clock of a model.
 FORMAL_DOMAIN = "formal"
 
-#: RAMs whose contents are whatever the solver likes, and show one row until they read another: large arrays would only slow a proof down that does not
-#: depend on them. A proof that holds for every answer holds for the right one.
+#: RAMs whose contents are whatever the solver likes, and that show one row until they read another: large arrays would
+#: only slow a proof down that does not depend on them. A proof that holds for every answer holds for the right one.
 RAM_WITH_ANY_CONTENTS = """
 module nicscope_ram #(
     parameter WIDTH = 8, parameter DEPTH = 2, parameter LANES = 1, parameter ADDRESS_WIDTH = 1

