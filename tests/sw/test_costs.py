@@ -56,6 +56,7 @@ def test_no_entry_is_unused_and_none_is_missing():
         "ixgbe_reset_hw",
         "ixgbe_up_complete",
         "ksoftirqd",
+        "native_queued_spin_lock_slowpath",
         "compute_check",
         "ret_from_fork",
         "sink_receive",
