@@ -11,6 +11,7 @@ from sw.ixgbe.ring import (
     RX_RING,
     IxgbeRing,
 )
+from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
 from sw.linux.mm import alloc_page, put_page
 from sw.linux.net.dev import napi_gro_receive
@@ -167,7 +168,7 @@ async def _put_rx_buffer(
         await put_page(cpu, page, bias)
         return
     if bias == 1:
-        cpu.store(cpu.kernel.pages.refcount(page), references + _PAGE_REFERENCES - 1, 4)
+        await atomic_add(cpu, _PAGE_REFERENCES - 1, cpu.kernel.pages.refcount(page))
         bias = _PAGE_REFERENCES
     next_to_alloc = await cpu.get(ring.state, RX_RING.next_to_alloc)
     reused = IXGBE_RX_BUFFER.pack(page=page, page_offset=page_offset, pagecnt_bias=bias)

@@ -1,15 +1,25 @@
 """Interrupt entry and exit."""
 
-from sw.core import Mode, function
+from collections.abc import Awaitable, Callable
+
+from sw.core import LINE, Mode, function
 from sw.linux.cpu import HARDIRQ_OFFSET, Cpu
 from sw.linux.ptrace import restore_registers, save_registers
 from sw.linux.sched import schedule
 from sw.linux.softirq import do_softirq
+from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
+from sw.structs import Struct
 
-__all__ = ["FIRST_EXTERNAL_VECTOR", "common_interrupt"]
+__all__ = ["FIRST_EXTERNAL_VECTOR", "IRQ_DESC_BYTES", "common_interrupt"]
 
 #: Vectors below are the processor's own (arch/x86/include/asm/irq_vectors.h).
 FIRST_EXTERNAL_VECTOR = 0x20
+#: Vectors that a device can have here.
+EXTERNAL_VECTORS = 32
+
+#: ``struct irq_desc``, one per external vector.
+IRQ_DESC = Struct(LINE, lock=SPINLOCK_BYTES)
+IRQ_DESC_BYTES = EXTERNAL_VECTORS * IRQ_DESC.size
 
 
 @function(mode=Mode.IRQ)
@@ -26,11 +36,21 @@ async def common_interrupt(cpu: Cpu, vector: int) -> None:
     if handler is None:
         cpu.kernel.spurious_interrupts += 1
     else:
-        await handler(cpu)
+        await _handle_edge_irq(cpu, vector, handler)
     await irq_exit_rcu(cpu)
     await irqentry_exit(cpu, user=interrupted.mode in (Mode.USER, Mode.IDLE))
     interrupted.registers = await restore_registers(cpu, registers)
     cpu.iret()
+
+
+async def _handle_edge_irq(cpu: Cpu, vector: int, handler: Callable[[Cpu], Awaitable[None]]) -> None:
+    """Acknowledge, call the handler: the descriptor is locked before and after it (``handle_irq_event``)."""
+    lock = cpu.kernel.irq_desc + (vector - FIRST_EXTERNAL_VECTOR) * IRQ_DESC.size + IRQ_DESC.lock.offset
+    await raw_spin_lock(cpu, lock)
+    raw_spin_unlock(cpu, lock)
+    await handler(cpu)
+    await raw_spin_lock(cpu, lock)
+    raw_spin_unlock(cpu, lock)
 
 
 @function()

@@ -6,13 +6,13 @@ from typing import Any
 from sw.core import LINE, Mode, Record
 from sw.costs import Cost
 from sw.linux.cpu import NET_RX_SOFTIRQ, PERCPU, Cpu
-from sw.linux.irq import common_interrupt
+from sw.linux.irq import IRQ_DESC_BYTES, common_interrupt
 from sw.linux.list import init_list_head
 from sw.linux.mm import PAGE_SIZE, KmemCache, MemBlock, PageAllocator, lay_out_text
 from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
 from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
 from sw.linux.net.ipv4 import LOCAL_TABLE_BYTES, init_local_table
-from sw.linux.net.udp import UDP_TABLE_BYTES
+from sw.linux.net.udp import UDP_BUSYLOCKS_BYTES, UDP_TABLE_BYTES
 from sw.linux.netfilter import NF_TABLE_BYTES, init_raw_table
 from sw.linux.sched import (
     PRIORITY_IDLE,
@@ -87,6 +87,8 @@ class Kernel:
         self.udp_table = allocate(UDP_TABLE_BYTES)
         self.raw_table = 0  #: address of iptables' raw table, 0 if it is not there
         self.raw_counters = 0
+        self.udp_busylocks = allocate(UDP_BUSYLOCKS_BYTES)
+        self.irq_desc = allocate(IRQ_DESC_BYTES)
         self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs)
         self.pages = PageAllocator(self.memblock)
         self.page_tables = PageTables(allocate)

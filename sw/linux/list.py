@@ -3,7 +3,7 @@
 from sw.core import Core
 from sw.structs import Struct
 
-__all__ = ["LIST_HEAD", "init_list_head", "list_add_tail", "list_del", "list_first"]
+__all__ = ["LIST_HEAD", "init_list_head", "list_add_tail", "list_del", "list_first", "list_splice_tail_init"]
 
 LIST_HEAD = Struct(next=8, prev=8)
 
@@ -35,3 +35,14 @@ async def list_first(core: Core, head: int) -> int:
     """The first entry, or 0 if the list is empty."""
     first = await core.get(head, LIST_HEAD.next)
     return 0 if first == head else first
+
+
+async def list_splice_tail_init(core: Core, source: int, head: int) -> None:
+    """Move all entries of the list at ``source``, which has some, to the end of the one at ``head``."""
+    first, final = await core.get_all(source, LIST_HEAD.next, LIST_HEAD.prev)
+    last = await core.get(head, LIST_HEAD.prev)
+    core.put(first, LIST_HEAD.prev, last)
+    core.put(last, LIST_HEAD.next, first)
+    core.put(final, LIST_HEAD.next, head)
+    core.put(head, LIST_HEAD.prev, final)
+    init_list_head(core, source)

@@ -1,13 +1,16 @@
 """Memory: addresses fixed at boot, pages with reference counts, slabs of fixed slots with a free list in memory.
 
-Like per-CPU lists in the kernel, these have no lock: they are used with softirqs disabled, on one core.
+Pages have a lock, as the kernel's per-CPU lists of pages do. Slabs have none, like the kernel's per-CPU ones: they are
+used with softirqs disabled, on one core.
 """
 
 from collections.abc import Mapping
 
 from sw.core import LINE, function
 from sw.costs import Cost
+from sw.linux.atomic import atomic_sub_return
 from sw.linux.cpu import Cpu
+from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
 from sw.structs import Struct
 
 __all__ = ["PAGE_SIZE", "KmemCache", "MemBlock", "OutOfMemoryError", "PageAllocator", "lay_out_text"]
@@ -19,9 +22,9 @@ _TEXT_ALIGNMENT = 16
 #: ``struct page``: a line each, in an array by page frame number.
 STRUCT_PAGE = Struct(LINE, next=8, refcount=4)
 
-#: A free list: its first entry (0: none), and never-used memory behind it.
-_FREE_LIST = Struct(LINE, first=8, fresh=8, end=8)
-_FREE_LIST_BYTES = 24
+#: A free list: its first entry (0: none), never-used memory, a lock.
+_FREE_LIST = Struct(LINE, first=8, fresh=8, end=8, lock=SPINLOCK_BYTES)
+_FREE_LIST_BYTES = 28
 
 
 class OutOfMemoryError(MemoryError):
@@ -67,6 +70,7 @@ class PageAllocator:
     def __init__(self, memblock: MemBlock):
         self.mem_map = memblock.allocate(memblock.size // PAGE_SIZE * STRUCT_PAGE.size)
         self.list = memblock.allocate(_FREE_LIST.size)
+        self.lock = self.list + _FREE_LIST.lock.offset
         self.memblock = memblock
 
     def init(self, cpu: Cpu) -> None:
@@ -83,25 +87,29 @@ class PageAllocator:
 async def alloc_page(cpu: Cpu, refcount: int = 1) -> int:
     """A page with that many references, or 0 when there is none."""
     pages = cpu.kernel.pages
-    first, fresh, end = _FREE_LIST.unpack(await cpu.load(pages.list, _FREE_LIST_BYTES))
+    await raw_spin_lock(cpu, pages.lock)
+    page = await _take_page(cpu, pages)
+    raw_spin_unlock(cpu, pages.lock)
+    if page:
+        cpu.store(pages.refcount(page), refcount, 4)
+    return page
+
+
+async def _take_page(cpu: Cpu, pages: PageAllocator) -> int:
+    first, fresh, end = await _load_free_list(cpu, pages.list)
     if first:
         structure = pages.mem_map + first // PAGE_SIZE * STRUCT_PAGE.size
         cpu.put(pages.list, _FREE_LIST.first, await cpu.get(structure, STRUCT_PAGE.next))
     elif fresh < end:
         first = fresh
         cpu.put(pages.list, _FREE_LIST.fresh, fresh + PAGE_SIZE)
-    else:
-        return 0
-    cpu.store(pages.refcount(first), refcount, 4)
     return first
 
 
 @function()
 async def put_page(cpu: Cpu, page: int, references: int = 1) -> None:
     """Give back references; the last one frees the page."""
-    address = cpu.kernel.pages.refcount(page)
-    left = await cpu.load(address, 4) - references
-    cpu.store(address, left, 4)
+    left = await atomic_sub_return(cpu, references, cpu.kernel.pages.refcount(page))
     if left == 0:
         await free_page(cpu, page)
     elif left < 0:
@@ -113,8 +121,10 @@ async def free_page(cpu: Cpu, page: int) -> None:
     """Put a page without references back."""
     pages = cpu.kernel.pages
     structure = pages.mem_map + page // PAGE_SIZE * STRUCT_PAGE.size
+    await raw_spin_lock(cpu, pages.lock)
     cpu.put(structure, STRUCT_PAGE.next, await cpu.get(pages.list, _FREE_LIST.first))
     cpu.put(pages.list, _FREE_LIST.first, page)
+    raw_spin_unlock(cpu, pages.lock)
 
 
 class KmemCache:
@@ -141,7 +151,7 @@ class KmemCache:
 @function()
 async def kmem_cache_alloc(cpu: Cpu, cache: KmemCache) -> int:
     """A slot, or 0 when there is none."""
-    first, fresh, end = _FREE_LIST.unpack(await cpu.load(cache.list, _FREE_LIST_BYTES))
+    first, fresh, end = await _load_free_list(cpu, cache.list)
     if first:
         cpu.put(cache.list, _FREE_LIST.first, await cpu.load(first, 8))
     elif fresh < end:
@@ -155,6 +165,12 @@ async def kmem_cache_free(cpu: Cpu, cache: KmemCache, slot: int) -> None:
     """Give a slot back."""
     cpu.store(slot, await cpu.get(cache.list, _FREE_LIST.first), 8)
     cpu.put(cache.list, _FREE_LIST.first, slot)
+
+
+async def _load_free_list(cpu: Cpu, address: int) -> tuple[int, int, int]:
+    """First entry, never-used memory, its end."""
+    first, fresh, end, _ = _FREE_LIST.unpack(await cpu.load(address, _FREE_LIST_BYTES))
+    return first, fresh, end
 
 
 def _init_free_list(cpu: Cpu, address: int, start: int, end: int) -> None:

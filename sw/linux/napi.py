@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sw.core import LINE, function
+from sw.linux.atomic import try_cmpxchg
 from sw.linux.cpu import NET_RX_SOFTIRQ, Cpu, local_irq_restore, local_irq_save
 from sw.linux.list import init_list_head, list_add_tail, list_del, list_first
 from sw.linux.softirq import raise_softirq_irqoff
@@ -50,31 +51,35 @@ def netif_napi_add(cpu: Cpu, napi: Napi) -> None:
 @function()
 async def napi_schedule(cpu: Cpu, napi: Napi) -> None:
     """Have ``napi`` polled by the softirq; remembers the interrupt if a poll is under way. Interrupts are off."""
-    state = await cpu.get(napi.address, NAPI_STRUCT.state)
-    if state & _SCHED:
-        cpu.put(napi.address, NAPI_STRUCT.state, state | _MISSED)
-        return
-    cpu.put(napi.address, NAPI_STRUCT.state, state | _SCHED)
-    await list_add_tail(cpu, napi.address, cpu.poll_list)
-    await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
+    if await _napi_schedule_prep(cpu, napi.address + NAPI_STRUCT.state.offset):
+        await list_add_tail(cpu, napi.address, cpu.poll_list)
+        await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
+
+
+async def _napi_schedule_prep(cpu: Cpu, address: int) -> bool:
+    """Whether the poll that ``address``, of a state, belongs to is the caller's to schedule."""
+    while True:
+        state = await cpu.load(address, 4)
+        scheduled = state & _SCHED
+        if await try_cmpxchg(cpu, address, state, state | (_MISSED if scheduled else _SCHED)):
+            return not scheduled
 
 
 @function()
 async def napi_complete_done(cpu: Cpu, napi: Napi) -> bool:
-    """End polling; false if an interrupt came meanwhile, and the poll has to be repeated.
-
-    Interrupts are off for the read-modify-write that the kernel does with CMPXCHG.
-    """
-    enabled = local_irq_save(cpu)
-    state = await cpu.get(napi.address, NAPI_STRUCT.state)
-    if state & _MISSED:
-        cpu.put(napi.address, NAPI_STRUCT.state, state & ~_MISSED)
+    """End polling; false if an interrupt came meanwhile, and the poll has to be repeated."""
+    address = napi.address + NAPI_STRUCT.state.offset
+    while True:
+        state = await cpu.load(address, 4)
+        missed = state & _MISSED
+        if await try_cmpxchg(cpu, address, state, state & ~(_MISSED if missed else _SCHED)):
+            break
+    if missed:
+        enabled = local_irq_save(cpu)
         await list_add_tail(cpu, napi.address, cpu.poll_list)
         await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
-    else:
-        cpu.put(napi.address, NAPI_STRUCT.state, state & ~_SCHED)
-    local_irq_restore(cpu, enabled)
-    return not state & _MISSED
+        local_irq_restore(cpu, enabled)
+    return not missed
 
 
 @function()

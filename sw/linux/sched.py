@@ -8,8 +8,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sw.core import LINE, Context, Mode, function
-from sw.linux.cpu import Cpu, local_irq_restore, local_irq_save
+from sw.linux.atomic import smp_store_mb
+from sw.linux.cpu import Cpu
 from sw.linux.list import init_list_head, list_add_tail, list_del
+from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock, spin_lock_irqsave, spin_unlock_irqrestore
 from sw.structs import Struct
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "TASK_INTERRUPTIBLE",
     "TASK_RUNNING",
     "Task",
+    "__set_current_state",
     "schedule",
     "set_current_state",
     "try_to_wake_up",
@@ -38,10 +41,12 @@ _PRIORITIES = 2
 _THREAD_BYTES = 56
 
 #: ``struct task_struct``: what the scheduler looks at in one line, the saved registers in the next.
-TASK_STRUCT = Struct(2 * LINE, state=4, on_rq=4, priority=4, cpu=4, run_list=16, pad=32, thread=_THREAD_BYTES)
+TASK_STRUCT = Struct(
+    2 * LINE, state=4, on_rq=4, priority=4, cpu=4, run_list=16, pi_lock=SPINLOCK_BYTES, pad=28, thread=_THREAD_BYTES
+)
 
 #: ``struct rq`` with its priority array: bit p of ``bitmap`` says that list p of ``queues`` is not empty.
-RQ = Struct(LINE, current=8, nr_running=4, bitmap=4, queues=16 * _PRIORITIES)
+RQ = Struct(LINE, lock=SPINLOCK_BYTES, nr_running=4, current=8, bitmap=4, queues=16 * _PRIORITIES)
 
 #: Bytes of a kernel stack.
 STACK_BYTES = 4096
@@ -98,15 +103,16 @@ async def _task_entry(cpu: Cpu, main: Callable[[Cpu], Coroutine[Any, Any, None]]
 
 @function(mode=Mode.KERNEL)
 async def ret_from_fork(cpu: Cpu) -> None:
-    """First steps of a task: the scheduler's interrupt flag is given back."""
+    """First steps of a task: the scheduler's lock and interrupt flag are given back (``schedule_tail``)."""
     cpu.execute("kernel_thread_start")
+    raw_spin_unlock(cpu, _rq_lock(cpu))
     cpu.sti()
 
 
 @function(mode=Mode.KERNEL)
 async def do_exit(cpu: Cpu) -> None:
     """Last steps of a task: the core goes on with the next one, for good."""
-    set_current_state(cpu, TASK_DEAD)
+    __set_current_state(cpu, TASK_DEAD)
     await schedule(cpu)
 
 
@@ -121,6 +127,10 @@ def _queue(cpu: Cpu, priority: int) -> int:
     return cpu.runqueue + RQ.queues.offset + 16 * priority
 
 
+def _rq_lock(cpu: Cpu) -> int:
+    return cpu.runqueue + RQ.lock.offset
+
+
 def init_task_struct(cpu: Cpu, task: Task, state: int = TASK_RUNNING) -> None:
     """Write a new task's structure, by the core that makes it."""
     values = {"state": state, "priority": task.priority, "cpu": task.cpu.index}
@@ -129,13 +139,13 @@ def init_task_struct(cpu: Cpu, task: Task, state: int = TASK_RUNNING) -> None:
 
 async def wake_up_new_task(cpu: Cpu, task: Task) -> None:
     """Put a task on its core's run queue for the first time. Another core's queue only before that core starts."""
-    enabled = local_irq_save(cpu)
+    enabled = await spin_lock_irqsave(cpu, _rq_lock(task.cpu))
     await _activate_task(task.cpu, cpu, task.address, task.priority)
-    local_irq_restore(cpu, enabled)
+    spin_unlock_irqrestore(cpu, _rq_lock(task.cpu), enabled)
 
 
 async def _activate_task(target: Cpu, cpu: Cpu, address: int, priority: int) -> None:
-    """Enqueue on ``target``'s queue, the work being done by ``cpu``; interrupts are off."""
+    """Enqueue on ``target``'s queue, the work being done by ``cpu``, which has its lock."""
     rq = target.runqueue
     running, bitmap = await cpu.get_all(rq, RQ.nr_running, RQ.bitmap)
     await list_add_tail(cpu, address + TASK_STRUCT.run_list.offset, _queue(target, priority))
@@ -145,7 +155,7 @@ async def _activate_task(target: Cpu, cpu: Cpu, address: int, priority: int) -> 
 
 
 async def _deactivate_task(cpu: Cpu, address: int, priority: int) -> None:
-    """Dequeue from this core's queue; interrupts are off."""
+    """Dequeue from this core's queue, whose lock is held."""
     rq = cpu.runqueue
     empty = await list_del(cpu, address + TASK_STRUCT.run_list.offset)
     running, bitmap = await cpu.get_all(rq, RQ.nr_running, RQ.bitmap)
@@ -155,15 +165,24 @@ async def _deactivate_task(cpu: Cpu, address: int, priority: int) -> None:
     cpu.put(address, TASK_STRUCT.on_rq, 0)
 
 
-def set_current_state(cpu: Cpu, state: int) -> None:
-    """Say what the current task is about to do; with anything but RUNNING the next :func:`schedule` dequeues it."""
+async def set_current_state(cpu: Cpu, state: int) -> None:
+    """Say what the current task is about to do; with anything but RUNNING the next :func:`schedule` dequeues it.
+
+    What is read after it cannot be older: a full barrier, against a waker that writes first and then looks.
+    """
+    await smp_store_mb(cpu, cpu.task.address + TASK_STRUCT.state.offset, state)
+
+
+def __set_current_state(cpu: Cpu, state: int) -> None:
+    """:func:`set_current_state` without the barrier."""
     cpu.put(cpu.task.address, TASK_STRUCT.state, state)
 
 
 @function()
 async def try_to_wake_up(cpu: Cpu, address: int) -> bool:
     """Make the task at ``address`` runnable; ask for a reschedule if it ranks above the running one."""
-    enabled = local_irq_save(cpu)
+    pi_lock = address + TASK_STRUCT.pi_lock.offset
+    enabled = await spin_lock_irqsave(cpu, pi_lock)
     state, on_rq, priority, index = await cpu.load_all(
         (address + TASK_STRUCT.state.offset, 4),
         (address + TASK_STRUCT.on_rq.offset, 4),
@@ -176,19 +195,23 @@ async def try_to_wake_up(cpu: Cpu, address: int) -> bool:
             raise RuntimeError(f"core {cpu.index} cannot wake a task of core {index}: there are no cross-core wake-ups")
         cpu.put(address, TASK_STRUCT.state, TASK_RUNNING)
         if not on_rq:
+            await raw_spin_lock(cpu, _rq_lock(cpu))
             await _activate_task(cpu, cpu, address, priority)
             running = await cpu.get(cpu.runqueue, RQ.current)
             if priority < await cpu.get(running, TASK_STRUCT.priority):
                 cpu.store(cpu.need_resched_address, 1, 4)
-    local_irq_restore(cpu, enabled)
+            raw_spin_unlock(cpu, _rq_lock(cpu))
+    spin_unlock_irqrestore(cpu, pi_lock, enabled)
     return woken
 
 
 async def yield_task(cpu: Cpu) -> None:
     """Let other tasks of the same rank run first; called with interrupts off, returns with them on."""
     task = cpu.task
+    await raw_spin_lock(cpu, _rq_lock(cpu))
     await list_del(cpu, task.address + TASK_STRUCT.run_list.offset)
     await list_add_tail(cpu, task.address + TASK_STRUCT.run_list.offset, _queue(cpu, task.priority))
+    raw_spin_unlock(cpu, _rq_lock(cpu))
     await schedule(cpu)
     cpu.sti()
 
@@ -197,9 +220,10 @@ async def yield_task(cpu: Cpu) -> None:
 async def schedule(cpu: Cpu, preempt: bool = False) -> None:
     """Run the best task; returns when the caller's task is chosen again. Interrupts are left as they were.
 
+    The lock is held across the switch: the next task releases it (``finish_task_switch``).
     A preempted task stays on the run queue, whatever it was about to do.
     """
-    enabled = local_irq_save(cpu)
+    enabled = await spin_lock_irqsave(cpu, _rq_lock(cpu))
     previous = cpu.task
     if previous is not cpu.idle_task and not preempt:
         if await cpu.get(previous.address, TASK_STRUCT.state) != TASK_RUNNING:
@@ -209,7 +233,7 @@ async def schedule(cpu: Cpu, preempt: bool = False) -> None:
     if following is not previous:
         cpu.put(cpu.runqueue, RQ.current, following.address)
         await context_switch(cpu, previous, following)
-    local_irq_restore(cpu, enabled)
+    spin_unlock_irqrestore(cpu, _rq_lock(cpu), enabled)
 
 
 async def _pick_next_task(cpu: Cpu) -> Task:

@@ -1,9 +1,18 @@
 """Sockets: what the protocol fills and the program empties, and how a sleeping reader is woken."""
 
 from sw.core import LINE, function
-from sw.linux.cpu import Cpu, local_irq_restore, local_irq_save
+from sw.linux.atomic import smp_mb
+from sw.linux.cpu import Cpu
 from sw.linux.list import init_list_head, list_add_tail, list_del, list_first
-from sw.linux.sched import TASK_INTERRUPTIBLE, TASK_RUNNING, schedule, set_current_state, try_to_wake_up
+from sw.linux.sched import (
+    TASK_INTERRUPTIBLE,
+    TASK_RUNNING,
+    __set_current_state,
+    schedule,
+    set_current_state,
+    try_to_wake_up,
+)
+from sw.linux.spinlock import SPINLOCK_BYTES, spin_lock_irqsave, spin_unlock_irqrestore
 from sw.structs import Struct
 
 __all__ = ["SOCK", "SOCK_RCVBUF", "skb_wait_for_more_packets", "sock_def_readable"]
@@ -11,9 +20,9 @@ __all__ = ["SOCK", "SOCK_RCVBUF", "skb_wait_for_more_packets", "sock_def_readabl
 #: Receive buffer of a socket in bytes of ``truesize``, ``net.core.rmem_default``.
 SOCK_RCVBUF = 212_992
 
-#: ``struct sock``: what lookup reads, then what the receive path writes.
+#: ``struct udp_sock``: what lookup reads, then what the receive path writes, then what only readers write.
 SOCK = Struct(
-    2 * LINE,
+    3 * LINE,
     hash_next=8,
     port=2,
     rcvbuf=4,
@@ -22,6 +31,12 @@ SOCK = Struct(
     wait_queue=16,
     rmem_alloc=4,
     drops=4,
+    receive_queue_lock=SPINLOCK_BYTES,
+    wait_queue_lock=SPINLOCK_BYTES,
+    pad_writers=16,
+    reader_queue=16,
+    reader_queue_lock=SPINLOCK_BYTES,
+    forward_deficit=4,  #: bytes read and not yet taken off ``rmem_alloc``
 )
 
 #: ``struct wait_queue_entry``, on the sleeper's kernel stack.
@@ -34,27 +49,36 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
     task = cpu.task
     task.stack_pointer -= _WAIT_QUEUE_ENTRY.size
     entry = task.stack_pointer
-    enabled = local_irq_save(cpu)
+    lock = sock + SOCK.wait_queue_lock.offset
     cpu.put(entry, _WAIT_QUEUE_ENTRY.task, task.address)
+    enabled = await spin_lock_irqsave(cpu, lock)
     await list_add_tail(cpu, entry, sock + SOCK.wait_queue.offset)
-    set_current_state(cpu, TASK_INTERRUPTIBLE)
-    local_irq_restore(cpu, enabled)
+    await set_current_state(cpu, TASK_INTERRUPTIBLE)
+    spin_unlock_irqrestore(cpu, lock, enabled)
     if not await list_first(cpu, sock + SOCK.receive_queue.offset):
         await schedule(cpu)
-    set_current_state(cpu, TASK_RUNNING)
-    enabled = local_irq_save(cpu)
+    __set_current_state(cpu, TASK_RUNNING)
     if await list_first(cpu, entry):
+        enabled = await spin_lock_irqsave(cpu, lock)
         await list_del(cpu, entry)
-    local_irq_restore(cpu, enabled)
+        spin_unlock_irqrestore(cpu, lock, enabled)
     task.stack_pointer += _WAIT_QUEUE_ENTRY.size
 
 
 @function()
 async def sock_def_readable(cpu: Cpu, sock: int) -> None:
-    """Wake the first reader that sleeps, if any, and take it off the wait queue (``autoremove_wake_function``)."""
+    """Wake a reader that sleeps, if any: whoever queued before may miss none that enters the wait queue first."""
+    await smp_mb(cpu)
+    if await list_first(cpu, sock + SOCK.wait_queue.offset):
+        await _wake_up_sync_key(cpu, sock)
+
+
+async def _wake_up_sync_key(cpu: Cpu, sock: int) -> None:
+    """Wake the first sleeper and take it off the wait queue (``autoremove_wake_function``)."""
+    lock = sock + SOCK.wait_queue_lock.offset
+    enabled = await spin_lock_irqsave(cpu, lock)
     entry = await list_first(cpu, sock + SOCK.wait_queue.offset)
     if entry and await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task)):
-        enabled = local_irq_save(cpu)
         await list_del(cpu, entry)
         init_list_head(cpu, entry)
-        local_irq_restore(cpu, enabled)
+    spin_unlock_irqrestore(cpu, lock, enabled)

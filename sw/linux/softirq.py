@@ -3,6 +3,7 @@
 from sw.core import Mode, function
 from sw.linux.cpu import SOFTIRQ_DISABLE_OFFSET, SOFTIRQ_OFFSET, Cpu, local_irq_restore, local_irq_save
 from sw.linux.sched import TASK_INTERRUPTIBLE, schedule, set_current_state, try_to_wake_up, yield_task
+from sw.linux.spinlock import raw_spin_lock, raw_spin_unlock
 
 __all__ = [
     "MAX_SOFTIRQ_RESTART",
@@ -11,6 +12,8 @@ __all__ = [
     "local_bh_disable",
     "local_bh_enable",
     "raise_softirq_irqoff",
+    "spin_lock_bh",
+    "spin_unlock_bh",
 ]
 
 #: Rounds before what keeps coming is left to ksoftirqd (kernel/softirq.c). The time limit beside it, 2 ms, is not
@@ -64,7 +67,7 @@ async def ksoftirqd(cpu: Cpu) -> None:
             await do_softirq(cpu)
             await yield_task(cpu)
         else:
-            set_current_state(cpu, TASK_INTERRUPTIBLE)
+            await set_current_state(cpu, TASK_INTERRUPTIBLE)
             await schedule(cpu)
 
 
@@ -84,3 +87,15 @@ async def local_bh_enable(cpu: Cpu) -> None:
         enabled = local_irq_save(cpu)
         await do_softirq(cpu)
         local_irq_restore(cpu, enabled)
+
+
+async def spin_lock_bh(cpu: Cpu, lock: int) -> None:
+    """Keep softirqs off this core and take the lock."""
+    local_bh_disable(cpu)
+    await raw_spin_lock(cpu, lock)
+
+
+async def spin_unlock_bh(cpu: Cpu, lock: int) -> None:
+    """Undo :func:`spin_lock_bh`."""
+    raw_spin_unlock(cpu, lock)
+    await local_bh_enable(cpu)

@@ -34,6 +34,7 @@ async def sys_socket(cpu: Cpu, rcvbuf: int = SOCK_RCVBUF) -> int:
     cpu.store(sock, SOCK.pack(rcvbuf=rcvbuf), SOCK.size)
     init_list_head(cpu, sock + SOCK.receive_queue.offset)
     init_list_head(cpu, sock + SOCK.wait_queue.offset)
+    init_list_head(cpu, sock + SOCK.reader_queue.offset)
     await _syscall_exit(cpu, registers)
     return sock
 

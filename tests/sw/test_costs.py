@@ -67,6 +67,7 @@ def test_no_entry_is_unused_and_none_is_missing():
         "ixgbe_up_complete",
         "ixgbe_wait_link",
         "ksoftirqd",
+        "native_queued_spin_lock_slowpath",
         "ret_from_fork",
         "rte_eal_init",
         "rte_eth_dev_start",

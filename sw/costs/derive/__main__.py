@@ -1,19 +1,23 @@
-"""``python -m sw.costs.derive record|table``."""
+"""``python -m sw.costs.derive record|analyse|table``."""
 
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sw.costs.derive.mca import CPUS, Analysis, McaError, analyse, version
+from sw.costs.derive.mca import CPUS, Analysis, McaError, version
+from sw.costs.derive.mca import analyse as analyse_code
 from sw.costs.derive.paths import CodePath, PathError, find_paths
 from sw.costs.derive.record import BURSTS, CARDS, Recorder, RecordError, package_of, unpack
 from sw.costs.derive.table import cost_of, rewrite
-from sw.costs.derive.text import Text
+
+if TYPE_CHECKING:
+    from sw.costs.derive.text import Text
 
 HERE = Path(__file__).parent
+EVIDENCE = HERE / "linux.evidence.json"
 LINE = 64
 
 
@@ -46,32 +50,40 @@ def record(package: Path, work: Path) -> None:
 
 @main.command()
 @click.argument("work", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def table(work: Path) -> None:
-    """Analyse what is recorded in WORK; write linux.evidence.json and the derived entries of sw/costs/linux.toml.
+def analyse(work: Path) -> None:
+    """Give what is recorded in WORK to llvm-mca; write linux.evidence.json.
 
     Needs the extra `costs` and Debian's llvm-19.
     """
-    plan = tomllib.loads((HERE / "linux.toml").read_text())
+    from sw.costs.derive.text import Text  # needs the extra `costs`, which the table does not
+
     text = Text.load(work)
     source = f"Debian {(work / 'package').read_text()}, llvm-mca {version()}"
     evidence: dict[str, Any] = {"source": source, "cpus": CPUS, "entries": {}}
     try:
-        for name, paths in find_paths(text, work, plan).items():
-            entry = plan["entry"][name]
-            evidence["entries"][name] = {
-                "operations": entry["operations"],
-                "unit": entry.get("unit", "call"),
-                "bias": entry.get("bias", ""),
-                "parts": [_part(path, text, analyse(path.code(text), path.also)) for path in paths],
-            }
+        for name, paths in find_paths(text, work, _plan()).items():
+            evidence["entries"][name] = [_part(path, text, analyse_code(path.code(text), path.also)) for path in paths]
             click.echo(name)
     except (McaError, PathError) as error:
         raise click.ClickException(str(error)) from None
-    (HERE / "linux.evidence.json").write_text(json.dumps(evidence, indent=1) + "\n")
-    rewrite(HERE.parent / "linux.toml", {name: cost_of(e, source) for name, e in evidence["entries"].items()})
+    EVIDENCE.write_text(json.dumps(evidence, indent=1) + "\n")
 
 
-def _part(path: CodePath, text: Text, analysis: Analysis) -> dict[str, Any]:
+@main.command()
+def table() -> None:
+    """Write the derived entries of sw/costs/linux.toml, from the evidence, the plan (linux.toml) and special.toml."""
+    evidence = json.loads(EVIDENCE.read_text())
+    entries = _plan()["entry"]
+    source = evidence["source"]
+    costs = {name: cost_of(entries[name], parts, source) for name, parts in evidence["entries"].items()}
+    rewrite(HERE.parent / "linux.toml", costs)
+
+
+def _plan() -> dict[str, Any]:
+    return tomllib.loads((HERE / "linux.toml").read_text())
+
+
+def _part(path: CodePath, text: "Text", analysis: Analysis) -> dict[str, Any]:
     lines = {line for start, end in path.runs for line in range(start // LINE, (end - 1) // LINE + 1)}
     return {
         "path": path.name,

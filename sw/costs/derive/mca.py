@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from sw.costs.derive.instruction import Instruction
+from sw.costs.derive.special import special_figures
 
 __all__ = ["CPUS", "Analysis", "McaError", "analyse", "find_mca", "prepare", "version"]
 
@@ -39,7 +38,7 @@ class McaError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What a piece of code takes, with every access hitting L1."""
+    """What a piece of code takes without its special instructions, with every access hitting L1."""
 
     instructions: int
     uops: float
@@ -48,7 +47,7 @@ class Analysis:
     high: float  #: alone, no load before an earlier store, on the slowest model
     locked: int  #: locked instructions
     indirect: int  #: indirect jumps and calls
-    special: Mapping[str, int]  #: instructions whose cycles come from special.toml
+    special: Mapping[str, int]  #: instructions that were taken out: their figures are in special.toml
 
 
 @cache
@@ -73,11 +72,6 @@ def _mca() -> str:
     if found is None:
         raise McaError("there is no llvm-mca on PATH (Debian package llvm-19)")
     return found
-
-
-@cache
-def _special() -> Mapping[str, Mapping[str, int]]:
-    return tomllib.loads(Path(__file__).with_name("special.toml").read_text())
 
 
 def prepare(code: Sequence[Instruction]) -> tuple[list[str], Counter[str]]:
@@ -107,7 +101,7 @@ def _special_name(instruction: Instruction) -> str | None:
     name = words[0]
     if name.startswith(("div", "idiv")):
         return "div"
-    return next((known for known in _special() if name in (known, known + "q", known + "l")), None)
+    return next((known for known in special_figures() if name in (known, known + "q", known + "l")), None)
 
 
 def _fuses(before: Instruction, jump: Instruction) -> bool:
@@ -159,11 +153,6 @@ def analyse(code: Sequence[Instruction], also: Sequence[str] = ()) -> Analysis:
     """
     lines, special = prepare(code)
     special.update(also)
-    table = _special()
-
-    def extra(what: str) -> int:
-        return sum(table[name][what] * count for name, count in special.items())
-
     few, many = (_run(lines, CPUS[0], n) for n in (_FEW, _MANY)) if lines else (None, None)
     cycles = uops = low = high = 0.0
     if few is not None and many is not None:
@@ -174,10 +163,10 @@ def analyse(code: Sequence[Instruction], also: Sequence[str] = ()) -> Analysis:
         high = max(one["TotalCycles"] for one in alone)
     return Analysis(
         instructions=len(code),
-        uops=uops + extra("uops"),
-        cycles=cycles + extra("cycles"),
-        low=min(low, cycles) + extra("low"),
-        high=max(high, cycles) + extra("high"),
+        uops=uops,
+        cycles=cycles,
+        low=min(low, cycles),
+        high=max(high, cycles),
         locked=special["lock"],
         indirect=sum(instruction.is_control and instruction.is_indirect for instruction in code),
         special=dict(sorted(special.items())),

@@ -2,27 +2,37 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sw.costs import Cost
+from sw.costs.derive.special import special_figures
 
 __all__ = ["cost_of", "rewrite"]
 
 _BLOCK = re.compile(r"(?m)^\[(\w+)\]\n(?:(?!\[|#|\n).*\n)*")
 
 
-def cost_of(entry: Mapping[str, Any], source: str) -> Cost:
-    """An entry from its evidence.
+def cost_of(entry: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], source: str) -> Cost:
+    """An entry from its plan and its evidence.
 
     What the model issues as operations of its own is taken out: one cycle and one micro-operation each, for that is
-    what issuing them takes; the sum of a call whose accesses all hit is then what llvm-mca says.
+    what issuing them takes; the sum of a call whose accesses all hit is then what llvm-mca says. An atomic has the time
+    of its locked instruction itself.
     """
-    parts = entry["parts"]
+    special = special_figures()
+    atomics = entry.get("atomics", 0)
+    locked = sum(part["locked"] * part["times"] / part["of"] for part in parts)
+    if atomics > locked:
+        raise ValueError(f"{atomics} atomics for {locked:g} locked instructions")
+
+    def figure(part: Mapping[str, Any], what: str) -> float:
+        return part[what] + sum(special[name][what] * count for name, count in part["special"].items())
 
     def total(what: str) -> float:
-        return sum(part[what] * part["times"] / part["of"] for part in parts)
+        whole = sum(figure(part, what) * part["times"] / part["of"] for part in parts)
+        return whole - atomics * special["lock"][what]
 
     operations = entry["operations"]
     cycles = max(1, round(total("cycles") - operations))
@@ -35,8 +45,8 @@ def cost_of(entry: Mapping[str, Any], source: str) -> Cost:
         kind="derived",
         low=max(0, min(cycles, math.floor(total("low") - operations))),
         high=max(cycles, math.ceil(total("high"))),
-        unit=entry["unit"],
-        indirect=round(total("indirect"), 2),
+        unit=entry.get("unit", "call"),
+        indirect=round(sum(part["indirect"] * part["times"] / part["of"] for part in parts), 2),
     )
 
 

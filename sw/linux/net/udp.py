@@ -2,16 +2,26 @@
 
 import struct
 
-from sw.core import function
+from sw.core import LINE, function
+from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
-from sw.linux.list import list_add_tail, list_del, list_first
+from sw.linux.list import list_add_tail, list_del, list_first, list_splice_tail_init
 from sw.linux.net.checksum import IPPROTO_UDP, fold, partial, pseudo_header, udp_lib_checksum_complete
 from sw.linux.skb import SK_BUFF, IpSummed, consume_skb, kfree_skb_reason
 from sw.linux.socket import SOCK, skb_wait_for_more_packets, sock_def_readable
-from sw.linux.softirq import local_bh_disable, local_bh_enable
+from sw.linux.softirq import local_bh_disable, local_bh_enable, spin_lock_bh, spin_unlock_bh
+from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
 from sw.linux.uaccess import copy_to_user, csum_and_copy_to_user
 
-__all__ = ["IPPROTO_UDP", "UDP_HEADER_BYTES", "UDP_TABLE_BYTES", "udp_bind", "udp_rcv", "udp_recvmsg"]
+__all__ = [
+    "IPPROTO_UDP",
+    "UDP_BUSYLOCKS_BYTES",
+    "UDP_HEADER_BYTES",
+    "UDP_TABLE_BYTES",
+    "udp_bind",
+    "udp_rcv",
+    "udp_recvmsg",
+]
 
 UDP_HEADER_BYTES = 8
 
@@ -25,6 +35,10 @@ CHECKSUM_BREAK = 76
 #: Slots of the socket table: the address of the first socket in each, 8 bytes.
 UDP_HTABLE_SIZE = 256
 UDP_TABLE_BYTES = 8 * UDP_HTABLE_SIZE
+
+#: Locks that line up those who queue to a socket that is half full (``udp_busylocks``), by the socket's address.
+_UDP_BUSYLOCKS = 64
+UDP_BUSYLOCKS_BYTES = SPINLOCK_BYTES * _UDP_BUSYLOCKS
 
 
 def _slot(cpu: Cpu, port: int) -> int:
@@ -92,19 +106,31 @@ async def udp_queue_rcv_skb(cpu: Cpu, sock: int, skb: int) -> None:
 
 @function()
 async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int) -> None:
-    """Charge the datagram to the socket, append it, wake the reader (``__udp_enqueue_schedule_skb``)."""
+    """Charge the datagram to the socket, append it, wake the reader (``__udp_enqueue_schedule_skb``).
+
+    While the reader falls behind, those who queue wait for each other at another lock than the reader's.
+    """
+    rmem_alloc = sock + SOCK.rmem_alloc.offset
     allocated, limit, truesize = await cpu.load_all(
-        (sock + SOCK.rmem_alloc.offset, 4),
+        (rmem_alloc, 4),
         (sock + SOCK.rcvbuf.offset, 4),
         (skb + SK_BUFF.truesize.offset, 4),
     )
     if allocated > limit:
-        cpu.put(sock, SOCK.drops, await cpu.get(sock, SOCK.drops) + 1)
+        await atomic_add(cpu, 1, sock + SOCK.drops.offset)
         await kfree_skb_reason(cpu, skb, "SOCKET_RCVBUFF")
         return
-    cpu.put(sock, SOCK.rmem_alloc, allocated + truesize)
+    busy = cpu.kernel.udp_busylocks + sock // LINE % _UDP_BUSYLOCKS * SPINLOCK_BYTES if allocated > limit // 2 else 0
+    if busy:
+        await raw_spin_lock(cpu, busy)
+    await atomic_add(cpu, truesize, rmem_alloc)
+    lock = sock + SOCK.receive_queue_lock.offset
+    await raw_spin_lock(cpu, lock)
     await list_add_tail(cpu, skb, sock + SOCK.receive_queue.offset)
+    raw_spin_unlock(cpu, lock)
     await sock_def_readable(cpu, sock)
+    if busy:
+        raw_spin_unlock(cpu, busy)
 
 
 @function()
@@ -149,18 +175,51 @@ async def _copy_and_check(cpu: Cpu, buffer: int, ip: int, data: int, length: int
 
 @function()
 async def skb_recv_udp(cpu: Cpu, sock: int) -> int:
-    """Dequeue a datagram, sleeping until there is one (``__skb_recv_udp``)."""
-    queue = sock + SOCK.receive_queue.offset
+    """Dequeue a datagram, sleeping until there is one (``__skb_recv_udp``).
+
+    The reader has a queue of its own, to which it moves what has arrived all at once.
+    """
+    queue, lock = sock + SOCK.reader_queue.offset, sock + SOCK.reader_queue_lock.offset
+    receive_queue, receive_lock = sock + SOCK.receive_queue.offset, sock + SOCK.receive_queue_lock.offset
     while True:
-        local_bh_disable(cpu)
+        await spin_lock_bh(cpu, lock)
         skb = await list_first(cpu, queue)
         if skb:
-            await list_del(cpu, skb)
-            allocated, truesize = await cpu.load_all(
-                (sock + SOCK.rmem_alloc.offset, 4), (skb + SK_BUFF.truesize.offset, 4)
-            )
-            cpu.put(sock, SOCK.rmem_alloc, allocated - truesize)
-        await local_bh_enable(cpu)
+            await _dequeue(cpu, sock, skb)
+        elif await list_first(cpu, receive_queue):
+            await raw_spin_lock(cpu, receive_lock)
+            await list_splice_tail_init(cpu, receive_queue, queue)
+            skb = await list_first(cpu, queue)
+            await _dequeue(cpu, sock, skb, locked=True)
+            raw_spin_unlock(cpu, receive_lock)
+        await spin_unlock_bh(cpu, lock)
         if skb:
             return skb
         await skb_wait_for_more_packets(cpu, sock)
+
+
+async def _dequeue(cpu: Cpu, sock: int, skb: int, locked: bool = False) -> None:
+    """Take a datagram off the reader's queue; ``locked``: the receive queue's lock is held."""
+    empty = await list_del(cpu, skb)
+    await _rmem_release(cpu, sock, await cpu.get(skb, SK_BUFF.truesize), empty, locked)
+
+
+async def _rmem_release(cpu: Cpu, sock: int, size: int, empty: bool, locked: bool) -> None:
+    """Take ``size`` bytes off the socket's account, in batches as long as the reader's queue is not ``empty``.
+
+    With the receive queue locked for that, what has arrived meanwhile is moved to the reader's, too.
+    """
+    deficit, rcvbuf = await cpu.load_all((sock + SOCK.forward_deficit.offset, 4), (sock + SOCK.rcvbuf.offset, 4))
+    size += deficit
+    if size < rcvbuf >> 2 and not empty:
+        cpu.put(sock, SOCK.forward_deficit, size)
+        return
+    cpu.put(sock, SOCK.forward_deficit, 0)
+    receive_queue, lock = sock + SOCK.receive_queue.offset, sock + SOCK.receive_queue_lock.offset
+    if not locked:
+        await raw_spin_lock(cpu, lock)
+    await atomic_add(cpu, -size, sock + SOCK.rmem_alloc.offset)
+    if await list_first(cpu, receive_queue):
+        await list_splice_tail_init(cpu, receive_queue, sock + SOCK.reader_queue.offset)
+    if not locked:
+        raw_spin_unlock(cpu, lock)
