@@ -25,6 +25,7 @@ class Options:
         netdev_budget: packets per receive softirq.
         read: the receiving programs read what they get.
         batch: packets of a burst, where a program polls.
+        bpf_jit: eBPF programs are translated to machine code, as ``net.core.bpf_jit_enable`` says; else interpreted.
     """
 
     mac: bytes
@@ -39,3 +40,4 @@ class Options:
     netdev_budget: int = NETDEV_BUDGET
     read: bool = True
     batch: int = 32
+    bpf_jit: bool = True

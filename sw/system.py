@@ -128,5 +128,6 @@ class System:
 @function(mode=Mode.KERNEL)
 async def start_kernel(cpu: Cpu, system: System) -> None:
     """Memory, tasks, and the card."""
+    await system.path.prepare(cpu)
     await system.kernel.start_kernel(cpu, system._tasks)
     await system.path.start(cpu)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hw.memory_map import BAR0_BASE, MSI_BASE
+from hw.memory_map import MSI_BASE
 from hw.nic.registers import REG, msix_entry
 from sw.core import LINE, function
 from sw.ixgbe.hw import (
@@ -11,10 +11,13 @@ from sw.ixgbe.hw import (
     ixgbe_rx_enable,
     ixgbe_rx_queue_start,
     ixgbe_rx_unit_configure,
+    ixgbe_tx_queue_start,
     ixgbe_wait_link,
 )
 from sw.ixgbe.ring import IXGBE_RX_BUFSZ, IxgbeRing
 from sw.ixgbe.rx import ixgbe_alloc_rx_buffers, ixgbe_clean_rx_irq, ixgbe_init_rx_ring
+from sw.ixgbe.tx import IxgbeTxRing, ixgbe_clean_tx_irq, ixgbe_init_tx_ring
+from sw.ixgbe.xdp import IxgbeXdp
 from sw.linux.cpu import Cpu
 from sw.linux.irq import FIRST_EXTERNAL_VECTOR
 from sw.linux.kernel import Kernel
@@ -22,9 +25,12 @@ from sw.linux.napi import NAPI_STRUCT, Napi, napi_complete_done, napi_schedule, 
 
 __all__ = ["IxgbeAdapter", "ixgbe_probe"]
 
-#: The queue and the MSI-X vector in use.
+#: The queue pair and the MSI-X vector in use, and the transmit queue of XDP.
 QUEUE = 0
 VECTOR = 0
+XDP_QUEUE = 1
+#: Frames of one poll that are freed on each transmit ring (``IXGBE_DEFAULT_TX_WORK``).
+TX_WORK_LIMIT = 256
 #: Units of EITR, in nanoseconds at 10 Gb/s.
 _EITR_UNIT_NS = 2048
 
@@ -50,6 +56,7 @@ class IxgbeAdapter:
     promiscuous: bool
     core: int
     hw: IxgbeHw = field(default_factory=IxgbeHw)
+    tx_rings: list[IxgbeTxRing] = field(default_factory=list)
 
     @classmethod
     def make(
@@ -62,8 +69,20 @@ class IxgbeAdapter:
                 f"the interrupt interval must be between 0 and {most * _EITR_UNIT_NS // 1000} us, not {itr_us:g} us"
             )
         ring = IxgbeRing(kernel.memblock, ring_size, QUEUE)
-        napi = Napi(kernel.memblock.allocate(NAPI_STRUCT.size, LINE), poll=_poller(ring))
-        return cls(kernel, ring, napi, itr_us, promiscuous, core)
+
+        async def poll(napi: Napi, cpu: Cpu, budget: int) -> int:
+            return await ixgbe_poll(cpu, adapter, napi, budget)
+
+        napi = Napi(kernel.memblock.allocate(NAPI_STRUCT.size, LINE), poll)
+        adapter = cls(kernel, ring, napi, itr_us, promiscuous, core)
+        return adapter
+
+    def add_xdp(self) -> IxgbeXdp:
+        """Let a program run on what is received; what it sends goes out by a queue of its own."""
+        ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, XDP_QUEUE)
+        self.tx_rings.append(ring)
+        self.ring.xdp = xdp = IxgbeXdp(self.kernel.memblock, ring, self.ring.queue)
+        return xdp
 
 
 @function()
@@ -75,6 +94,7 @@ async def ixgbe_probe(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     """
     await ixgbe_reset_hw(cpu, adapter.hw, adapter.kernel.mac)
     netif_napi_add(cpu, adapter.napi)
+    await ixgbe_configure_tx(cpu, adapter)
     await ixgbe_configure_rx(cpu, adapter)
     ixgbe_configure_msix(cpu, adapter)
     await ixgbe_up_complete(cpu, adapter)
@@ -87,7 +107,17 @@ async def ixgbe_configure_rx(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     await ixgbe_rx_unit_configure(cpu, adapter.hw, adapter.promiscuous)
     await ixgbe_rx_queue_start(cpu, adapter.hw, ring.queue, ring.descriptors, ring.count, IXGBE_RX_BUFSZ)
     ixgbe_init_rx_ring(cpu, ring)
-    await ixgbe_alloc_rx_buffers(cpu, ring, adapter.hw.bar0, ring.count - 1)
+    if ring.xdp is not None:
+        ring.xdp.init(cpu)
+    await ixgbe_alloc_rx_buffers(cpu, ring, adapter.hw, ring.count - 1)
+
+
+@function()
+async def ixgbe_configure_tx(cpu: Cpu, adapter: IxgbeAdapter) -> None:
+    """The transmit rings (section 4.6.8)."""
+    for ring in adapter.tx_rings:
+        ixgbe_init_tx_ring(cpu, ring)
+        await ixgbe_tx_queue_start(cpu, adapter.hw, ring.queue, ring.descriptors, ring.count)
 
 
 def ixgbe_configure_msix(cpu: Cpu, adapter: IxgbeAdapter) -> None:
@@ -106,7 +136,12 @@ def ixgbe_configure_msix(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     causes = REG.EIMS.RTXQ.mask
     adapter.hw.write(cpu, REG.EIAC, causes)
     adapter.hw.write(cpu, REG.EIAM, causes)
-    adapter.hw.write(cpu, REG.IVAR, REG.IVAR.RX_EVEN.put(VECTOR) | REG.IVAR.RX_EVEN_VALID.mask, QUEUE // 2)
+    ivar = REG.IVAR
+    vectors = ivar.RX_EVEN.put(VECTOR) | ivar.RX_EVEN_VALID.mask
+    for ring in adapter.tx_rings:
+        cause, valid = (ivar.TX_ODD, ivar.TX_ODD_VALID) if ring.queue % 2 else (ivar.TX_EVEN, ivar.TX_EVEN_VALID)
+        vectors |= cause.put(VECTOR) | valid.mask
+    adapter.hw.write(cpu, ivar, vectors, QUEUE // 2)
     interval = round(adapter.itr_us * 1000 / _EITR_UNIT_NS)
     adapter.hw.write(cpu, REG.EITR, REG.EITR.INTERVAL.put(interval), VECTOR)
 
@@ -117,13 +152,13 @@ async def ixgbe_up_complete(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     hw = adapter.hw
     await ixgbe_rx_enable(cpu, hw)
     await hw.read(cpu, REG.EICR)
-    _irq_enable_queue(cpu, hw.bar0)
+    _irq_enable_queue(cpu, hw)
     await ixgbe_wait_link(cpu, hw)
 
 
-def _irq_enable_queue(cpu: Cpu, bar0: int) -> None:
+def _irq_enable_queue(cpu: Cpu, hw: IxgbeHw) -> None:
     """Unmask the queue's cause; one that came meanwhile interrupts at once."""
-    cpu.mmio_write(bar0 + REG.EIMS.offset(), 1 << VECTOR)
+    hw.write(cpu, REG.EIMS, 1 << VECTOR)
 
 
 @function()
@@ -140,18 +175,14 @@ def _interrupt_handler(napi: Napi):
 
 
 @function()
-async def ixgbe_poll(cpu: Cpu, ring: IxgbeRing, napi: Napi, budget: int) -> int:
-    """Clean the ring; when it is empty, end polling and unmask the interrupt. ``budget`` means there is more."""
-    work = await ixgbe_clean_rx_irq(cpu, ring, BAR0_BASE, budget)
-    if work >= budget:
+async def ixgbe_poll(cpu: Cpu, adapter: IxgbeAdapter, napi: Napi, budget: int) -> int:
+    """Clean the rings; when they are empty, end polling and unmask the interrupt. ``budget`` means there is more."""
+    cleaned = True
+    for ring in adapter.tx_rings:
+        cleaned &= await ixgbe_clean_tx_irq(cpu, ring, TX_WORK_LIMIT)
+    work = await ixgbe_clean_rx_irq(cpu, adapter.ring, adapter.hw, budget)
+    if work >= budget or not cleaned:
         return budget
     if await napi_complete_done(cpu, napi):
-        _irq_enable_queue(cpu, BAR0_BASE)
+        _irq_enable_queue(cpu, adapter.hw)
     return min(work, budget - 1)
-
-
-def _poller(ring: IxgbeRing):
-    async def poll(napi: Napi, cpu: Cpu, budget: int) -> int:
-        return await ixgbe_poll(cpu, ring, napi, budget)
-
-    return poll

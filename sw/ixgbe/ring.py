@@ -1,6 +1,7 @@
 """A receive ring and what the driver keeps beside it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hw.nic.descriptors import DESCRIPTOR_BYTES
 from sw.core import LINE
@@ -43,6 +44,7 @@ class IxgbeRing:
     state: int = field(init=False)  #: address of the :data:`RX_RING`
     completed: int = field(default=0, init=False)  #: descriptors cleaned since the start, for observers
     in_frame: bool = field(default=False, init=False)  #: the next descriptor continues a frame
+    xdp: Any = field(default=None, init=False)  #: the ``IxgbeXdp`` that runs on what is received, if any
 
     def __post_init__(self):
         least, most = 2 * IXGBE_RX_BUFFER_WRITE, 4096

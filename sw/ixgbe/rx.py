@@ -3,6 +3,7 @@
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK
 from hw.nic.registers import REG
 from sw.core import function
+from sw.ixgbe.hw import IxgbeHw
 from sw.ixgbe.ring import (
     IXGBE_RX_BUFFER,
     IXGBE_RX_BUFFER_WRITE,
@@ -11,6 +12,7 @@ from sw.ixgbe.ring import (
     RX_RING,
     IxgbeRing,
 )
+from sw.ixgbe.xdp import XdpResult, ixgbe_run_xdp, ixgbe_xdp_ring_update_tail
 from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
 from sw.linux.mm import alloc_page, put_page
@@ -48,7 +50,7 @@ def ixgbe_init_rx_ring(cpu: Cpu, ring: IxgbeRing) -> None:
 
 
 @function()
-async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, bar0: int, wanted: int) -> int:
+async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, wanted: int) -> int:
     """Give up to ``wanted`` descriptors with buffers to the card; returns how many it got.
 
     The descriptor behind the last one is cleared, for what it announced has been taken and must not be read twice.
@@ -76,12 +78,12 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, bar0: int, wanted: i
         cpu.store(ring.descriptors + next_to_use * DESCRIPTOR_BYTES + _UPPER, 0, _UPPER)
         cpu.put(ring.state, RX_RING.next_to_use, next_to_use)
         cpu.put(ring.state, RX_RING.next_to_alloc, next_to_use)
-        cpu.mmio_write(bar0 + REG.RDT.offset(ring.queue), next_to_use)
+        hw.write(cpu, REG.RDT, next_to_use, ring.queue)
     return given
 
 
 @function()
-async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, bar0: int, budget: int) -> int:
+async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int) -> int:
     """Take up to ``budget`` packets from the ring to the network stack; returns how many.
 
     ``budget`` is returned too when memory for new buffers was short, so that the poll is repeated: a card without
@@ -93,9 +95,10 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, bar0: int, budget: int) 
     packets = 0
     total_bytes = 0
     short = False
+    sent_before = ring.xdp.ring.frames if ring.xdp is not None else 0
     while packets < budget:
         if unused >= IXGBE_RX_BUFFER_WRITE:
-            given = await ixgbe_alloc_rx_buffers(cpu, ring, bar0, unused)
+            given = await ixgbe_alloc_rx_buffers(cpu, ring, hw, unused)
             short = given < unused
             unused -= given
         upper = await cpu.load(ring.descriptors + next_to_clean * DESCRIPTOR_BYTES + _UPPER, _UPPER)
@@ -114,6 +117,8 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, bar0: int, budget: int) 
         if skb:
             total_bytes += length
             await napi_gro_receive(cpu, skb)
+    if ring.xdp is not None and ring.xdp.ring.frames != sent_before:
+        await ixgbe_xdp_ring_update_tail(cpu, hw, ring.xdp.ring)
     if packets:
         cpu.put(ring.state, RX_RING.packets, RX_RING.packets.of(state) + packets)
         cpu.put(ring.state, RX_RING.bytes, RX_RING.bytes.of(state) + total_bytes)
@@ -137,7 +142,14 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
     elif length < ETH_HLEN:
         reason = "PKT_TOO_SMALL"
     else:
-        skb = await napi_build_skb(cpu, page, data - IXGBE_SKB_PAD, IXGBE_RX_BUFSZ, IXGBE_SKB_PAD, length)
+        start = data - IXGBE_SKB_PAD
+        if ring.xdp is not None:
+            result, data, length = await ixgbe_run_xdp(cpu, ring.xdp, packet, page, start, data, length, IXGBE_RX_BUFSZ)
+            if result is not XdpResult.PASS:
+                sent = result is XdpResult.TX
+                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, handed_up=sent)
+                return 0
+        skb = await napi_build_skb(cpu, page, start, IXGBE_RX_BUFSZ, data - start, length)
         reason = "" if skb else "NOMEM"
     ring.in_frame = not last
     if reason and last:

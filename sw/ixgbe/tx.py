@@ -7,14 +7,21 @@ from hw.nic.registers import REG
 from sw.core import LINE, function
 from sw.ixgbe.hw import IxgbeHw, tx_data
 from sw.linux.cpu import Cpu
-from sw.linux.mm import MemBlock
+from sw.linux.mm import MemBlock, put_page
 from sw.linux.skb import SK_BUFF, kfree_skb
 from sw.structs import Struct
 
-__all__ = ["IxgbeTxRing", "ixgbe_clean_tx_irq", "ixgbe_xmit_frame_ring"]
+__all__ = [
+    "IxgbeTxRing",
+    "ixgbe_clean_tx_irq",
+    "ixgbe_init_tx_ring",
+    "ixgbe_xmit_frame_ring",
+    "ixgbe_xmit_xdp_ring",
+    "tx_next_to_use",
+]
 
-#: ``struct ixgbe_tx_buffer``, one per descriptor.
-IXGBE_TX_BUFFER = Struct(LINE // 2, next_to_watch=8, skb=8, bytecount=4)
+#: ``struct ixgbe_tx_buffer``, one per descriptor: of an skb, or of a page that XDP sends.
+IXGBE_TX_BUFFER = Struct(LINE // 2, next_to_watch=8, skb=8, page=8, bytecount=4)
 
 #: The part of ``struct ixgbe_ring`` that changes: what is written while sending, and while cleaning.
 TX_RING = Struct(2 * LINE, next_to_use=2, pad=62, next_to_clean=2, packets=8, bytes=8)
@@ -76,8 +83,42 @@ async def ixgbe_xmit_frame_ring(cpu: Cpu, hw: IxgbeHw, ring: IxgbeTxRing, skb: i
     if packet is not None:
         cpu.note("sent", packet=packet, frame=(ring.queue, ring.frames))
     ring.frames += 1
-    cpu.mmio_write(hw.bar0 + REG.TDT.offset(ring.queue), next_to_use)
+    hw.write(cpu, REG.TDT, next_to_use, ring.queue)
     return True
+
+
+@function()
+async def ixgbe_xmit_xdp_ring(
+    cpu: Cpu, ring: IxgbeTxRing, page: int, data: int, length: int, packet: tuple[int, int]
+) -> bool:
+    """Put the frame at ``data`` in ``page`` into the ring, which owns that half of the page then; false if it is full.
+
+    The card hears of it at the end of the poll. No lock: the ring is this core's alone.
+    """
+    next_to_use, next_to_clean = await cpu.load_all(
+        (ring.state + TX_RING.next_to_use.offset, 2), (ring.state + TX_RING.next_to_clean.offset, 2)
+    )
+    if (next_to_clean - next_to_use - 1) % ring.count < 1:
+        return False
+    descriptor = ring.descriptors + next_to_use * DESCRIPTOR_BYTES
+    buffer = ring.buffers + next_to_use * IXGBE_TX_BUFFER.size
+    cpu.store(descriptor, tx_data(data, length), DESCRIPTOR_BYTES)
+    values = {"next_to_watch": descriptor, "page": page, "bytecount": length}
+    cpu.store(buffer, IXGBE_TX_BUFFER.pack(**values), IXGBE_TX_BUFFER.size)
+    cpu.note("sent", packet=packet, frame=(ring.queue, ring.frames))
+    ring.frames += 1
+    cpu.put(ring.state, TX_RING.next_to_use, (next_to_use + 1) % ring.count)
+    return True
+
+
+async def tx_next_to_use(cpu: Cpu, ring: IxgbeTxRing) -> int:
+    """The first descriptor that is not the card's."""
+    return await cpu.get(ring.state, TX_RING.next_to_use)
+
+
+def ixgbe_init_tx_ring(cpu: Cpu, ring: IxgbeTxRing) -> None:
+    """An empty ring; buffers and descriptors are zero as memory was."""
+    cpu.store(ring.state, bytes(TX_RING.size), TX_RING.size)
 
 
 @function()
@@ -88,7 +129,7 @@ async def ixgbe_clean_tx_irq(cpu: Cpu, ring: IxgbeTxRing, budget: int) -> bool:
     while frames < budget:
         buffer = ring.buffers + next_to_clean * IXGBE_TX_BUFFER.size
         watched = cpu.load_begin(buffer, IXGBE_TX_BUFFER.size)
-        next_to_watch, skb, length = IXGBE_TX_BUFFER.unpack(await cpu.result(watched))
+        next_to_watch, skb, page, length = IXGBE_TX_BUFFER.unpack(await cpu.result(watched))
         if not next_to_watch:
             break
         offset, mask = _DD
@@ -96,8 +137,11 @@ async def ixgbe_clean_tx_irq(cpu: Cpu, ring: IxgbeTxRing, budget: int) -> bool:
             break
         cpu.execute("ixgbe_clean_tx_descriptor")
         cpu.put(buffer, IXGBE_TX_BUFFER.next_to_watch, 0)
-        cpu.kernel.packet_of.pop(skb, None)
-        await kfree_skb(cpu, skb)
+        if skb:
+            cpu.kernel.packet_of.pop(skb, None)
+            await kfree_skb(cpu, skb)
+        else:
+            await put_page(cpu, page)
         next_to_clean = (next_to_clean + 1) % ring.count
         cpu.put(ring.state, TX_RING.next_to_clean, next_to_clean)
         frames += 1

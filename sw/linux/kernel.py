@@ -70,6 +70,7 @@ class Kernel:
         netdev_budget: int = NETDEV_BUDGET,
     ):
         self.mac = mac
+        self.costs = costs
         self.addresses = list(addresses)
         self.netdev_budget = netdev_budget
         self.stopping = False  #: programs end as soon as they look

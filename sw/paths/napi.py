@@ -27,9 +27,8 @@ class NapiPath(Path):
         super().__init__(kernel, options)
         boot = kernel.cpus[BOOT_CORE]
         self.adapter = IxgbeAdapter.make(kernel, options.ring_size, options.itr_us, options.promiscuous, BOOT_CORE)
-        application = self.application(options.application)
-        ports = sorted(set(options.ports)) if application == "sink" else []
-        if application == "rawdrop":
+        ports = sorted(set(self.receivers(options)))
+        if self.application(options.application) == "rawdrop":
             kernel.add_raw_table()
         kernel.reserve_socks(len(ports))
         self.sinks = [Sink(port, kernel.allocate_user(BUFFER_BYTES), options.rcvbuf, options.read) for port in ports]
@@ -37,9 +36,14 @@ class NapiPath(Path):
         self.starting = len(self.sinks)
 
     @classmethod
+    def receivers(cls, options: Options) -> tuple[int, ...]:
+        """Ports that programs receive from."""
+        return options.ports if cls.application(options.application) == "sink" else ()
+
+    @classmethod
     def skbs(cls, options: Options) -> int:
         """One softirq's packets, and what fits the sockets."""
-        return NETDEV_BUDGET + len(set(options.ports)) * (options.rcvbuf // (2048 + SK_BUFF.size) + 2)
+        return NETDEV_BUDGET + len(set(cls.receivers(options))) * (options.rcvbuf // (2048 + SK_BUFF.size) + 2)
 
     async def start(self, cpu: Cpu) -> None:
         """Probe the card."""

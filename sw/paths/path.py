@@ -1,6 +1,5 @@
 """The interface of the paths."""
 
-import abc
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ class PathError(ValueError):
     """A path or an application that does not exist; the message is one line."""
 
 
-class Path(abc.ABC):
+class Path:
     """One way from the card to an application: a driver, what lies above it, and programs.
 
     A path sets its memory and its tasks aside when it is made; :meth:`start` brings the card up.
@@ -65,6 +64,9 @@ class Path(abc.ABC):
         """Socket buffers that may be in use at once."""
         return 0
 
-    @abc.abstractmethod
+    async def prepare(self, cpu: Cpu) -> None:
+        """Take memory for good and fill it; runs on the boot core before the kernel itself starts."""
+
     async def start(self, cpu: Cpu) -> None:
         """Bring the card up; runs on the boot core, before any task does."""
+        raise NotImplementedError

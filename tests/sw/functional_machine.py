@@ -22,11 +22,12 @@ LFENCE, SFENCE, STORE_NT, CLFLUSH, *_ = _MORE
 #: Ticks of one unit of EITR; the real one is 2.048 us.
 EITR_UNIT_TICKS = 6144
 BROADCAST = b"\xff" * 6
+TX_QUEUES = 2
 FCS_BYTES = 4
 
 
 class FunctionalNic:
-    """One queue pair, one vector; reads and writes memory at once. Frames come and go without FCS."""
+    """One receive queue, two transmit queues, one vector; reads and writes memory at once. Frames come and go without FCS."""
 
     def __init__(self, machine: "FunctionalMachine"):
         self.machine = machine
@@ -75,25 +76,27 @@ class FunctionalNic:
             if offset == REG.RDT.offset():
                 assert value < self.ring_size, f"RDT = {value} outside a ring of {self.ring_size}"
             self.registers[offset] = value
-            if offset == REG.TDT.offset():
-                self.transmit()
+            for queue in range(TX_QUEUES):
+                if offset == REG.TDT.offset(queue):
+                    self.transmit(queue)
 
     def resume_tx(self) -> None:
         """Send what has been held up."""
         self.tx_stalled = False
-        self.transmit()
+        for queue in range(TX_QUEUES):
+            self.transmit(queue)
 
-    def transmit(self) -> None:
-        """Send every frame up to the tail."""
-        enabled = self.get(REG.DMATXCTL) & REG.DMATXCTL.TE.mask and self.get(REG.TXDCTL) & REG.TXDCTL.ENABLE.mask
+    def transmit(self, queue: int) -> None:
+        """Send every frame of a queue up to its tail."""
+        enabled = self.get(REG.DMATXCTL) & REG.DMATXCTL.TE.mask and self.get(REG.TXDCTL, queue) & REG.TXDCTL.ENABLE.mask
         if self.tx_stalled or not enabled:
             return
         assert self.get(REG.HLREG0) & REG.HLREG0.TXCRCEN.mask and self.get(REG.HLREG0) & REG.HLREG0.TXPADEN.mask
         memory = self.machine.memory
-        ring = self.get(REG.TDBAL) | self.get(REG.TDBAH) << 32
-        size, head = self.get(REG.TDLEN) // DESCRIPTOR_BYTES, self.get(REG.TDH)
+        ring = self.get(REG.TDBAL, queue) | self.get(REG.TDBAH, queue) << 32
+        size, head = self.get(REG.TDLEN, queue) // DESCRIPTOR_BYTES, self.get(REG.TDH, queue)
         frame = b""
-        while head != self.get(REG.TDT):
+        while head != self.get(REG.TDT, queue):
             address = ring + head * DESCRIPTOR_BYTES
             descriptor = TX_DATA.unpack(bytes(memory[address : address + DESCRIPTOR_BYTES]))
             assert descriptor["dext"] == 1 and descriptor["dtyp"] == 3 and descriptor["ifcs"] == 1, descriptor
@@ -105,11 +108,13 @@ class FunctionalNic:
                 frame = b""
             if descriptor["rs"]:
                 memory[address : address + DESCRIPTOR_BYTES] = TX_WRITE_BACK.pack(dd=1)
-                if self.get(REG.IVAR) & REG.IVAR.TX_EVEN_VALID.mask:
-                    self.causes |= 1 << REG.IVAR.TX_EVEN.get(self.get(REG.IVAR))
+                vectors, ivar = self.get(REG.IVAR), REG.IVAR
+                valid, vector = (ivar.TX_ODD_VALID, ivar.TX_ODD) if queue else (ivar.TX_EVEN_VALID, ivar.TX_EVEN)
+                if vectors & valid.mask:
+                    self.causes |= 1 << vector.get(vectors)
             head = (head + 1) % size
         assert not frame, "the tail lies within a packet"
-        self.registers[REG.TDH.offset()] = head
+        self.registers[REG.TDH.offset(queue)] = head
 
     @property
     def ring_size(self) -> int:

@@ -58,6 +58,7 @@ def test_no_entry_is_unused_and_none_is_missing():
         "default_idle",
         "do_exit",
         "ixgbe_configure_rx",
+        "ixgbe_configure_tx",
         "ixgbe_dev_rx_queue_start",
         "ixgbe_reset_hw",
         "ixgbe_rx_enable",
