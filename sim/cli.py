@@ -16,6 +16,7 @@ from rich.table import Table
 from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
+from sw.costs import CostError, mitigations_of
 
 __all__ = ["main"]
 
@@ -76,13 +77,33 @@ def cli():
 @click.option("--count", type=int, default=None, help="Frames to generate, or to take of a capture.  [default: 1000]")
 @click.option("--app", type=click.Choice(APPLICATIONS), default="sink", show_default=True, help="What receives.")
 @click.option("--ring", type=int, default=None, help="Receive descriptors.  [default: 512; 32 in small memories]")
+@click.option(
+    "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
+)
 @with_options(machine_options)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
 @click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
-def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, waves, out, as_json):
+def run(
+    path,
+    traffic,
+    speed,
+    size,
+    rate,
+    count,
+    app,
+    ring,
+    mitigations,
+    machine,
+    settings,
+    engine,
+    seed,
+    waves,
+    out,
+    as_json,
+):
     """Send traffic through one receive PATH (napi) and say what became of every packet."""
     from sim.experiment import Experiment, Traffic
     from sim.report.terminal import print_result
@@ -97,6 +118,7 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
         seed=seed,
         waves=waves,
         ring=ring,
+        mitigations=mitigations_of(mitigations),
         out=out or Path("runs") / "last",
     )
     result = experiment.run(console)
@@ -198,7 +220,7 @@ def main() -> None:
         code = _complain("interrupted", 130)
     except click.ClickException as error:
         code = _complain(error.format_message(), BAD_INPUT)
-    except (ConfigError, TrafficError) as error:
+    except (ConfigError, CostError, TrafficError) as error:
         code = _complain(str(error), BAD_INPUT)
     except ToolError as error:
         code = _complain(str(error), 1)

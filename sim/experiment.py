@@ -134,6 +134,7 @@ class Experiment:
     waves: bool = False
     out: Path = Path("runs/last")
     ring: int | None = None  #: receive descriptors; None: by the size of memory
+    mitigations: tuple[str, ...] = ()  #: names in the cost table
     jump: Jump = Jump.ALL
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
@@ -156,6 +157,7 @@ class Experiment:
         self.out.mkdir(parents=True, exist_ok=True)
         observation = self._observe(console)
         result, fates = summarise(observation, self.machine, self.path, self.traffic.parameters, self.traffic.sizes)
+        result["software"] = {"mitigations": list(self.mitigations)}
         self._write(result, fates, observation)
         return result
 
@@ -175,6 +177,7 @@ class Experiment:
             "machine": self.machine,
             "frames": [(frame.time_ns, with_fcs(frame.data)) for frame in self.traffic.frames],
             "ring": self.ring,
+            "mitigations": self.mitigations,
         }
 
     def _observe(self, console: Console | None) -> Observation:
@@ -253,6 +256,7 @@ async def observe(
     machine: MachineConfig,
     frames: Sequence[tuple[Fraction, bytes]],
     ring: int | None = None,
+    mitigations: Sequence[str] = (),
     advance: Callable[[int], None] = lambda done: None,
 ) -> Observation:
     """Boot the software, send the frames, run until every packet is accounted for.
@@ -260,6 +264,7 @@ async def observe(
     Arguments:
         frames: start in ns after the system is ready, and bytes with FCS, in order of packet id.
         ring: receive descriptors.
+        mitigations: names in the cost table.
         advance: called with the number of packets accounted for so far.
 
     Raises:
@@ -267,7 +272,7 @@ async def observe(
     """
     begin = time.monotonic()
     account = _Account()
-    system = _system(engine, machine, ring, account)
+    system = _system(engine, machine, ring, mitigations, account)
     await system.boot()
 
     ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
@@ -345,7 +350,9 @@ class _Account:
             self.polls += 1
 
 
-def _system(engine: Engine, machine: MachineConfig, ring: int | None, account: _Account) -> System:
+def _system(
+    engine: Engine, machine: MachineConfig, ring: int | None, mitigations: Sequence[str], account: _Account
+) -> System:
     """Assemble the software; small memories get a small ring and small socket buffers."""
     small = machine.dram.size_mib < 8
     options: dict[str, Any] = {"rcvbuf": 16_384, "netdev_budget": 64} if small else {}
@@ -354,7 +361,7 @@ def _system(engine: Engine, machine: MachineConfig, ring: int | None, account: _
             engine,
             machine.core.count,
             machine.dram.size_mib << 20,
-            _costs(),
+            _costs(mitigations=tuple(mitigations)),
             mac=HOST_MAC,
             addresses=[HOST_IP.packed],
             ports=PORTS,
