@@ -17,6 +17,7 @@ from rich.table import Table
 from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
+from sw.costs import CostError, mitigations_of
 from sw.paths import PATHS
 
 __all__ = ["main"]
@@ -78,6 +79,9 @@ software_options = [
     click.option(
         "--ring", type=int, default=None, help="Receive descriptors.  [default: 512; the least in small memories]"
     ),
+    click.option(
+        "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
+    ),
 ]
 
 
@@ -91,7 +95,24 @@ software_options = [
 @click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
-def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, waves, out, as_json):
+def run(
+    path,
+    traffic,
+    speed,
+    size,
+    rate,
+    count,
+    app,
+    ring,
+    mitigations,
+    machine,
+    settings,
+    engine,
+    seed,
+    waves,
+    out,
+    as_json,
+):
     """Send traffic through one receive PATH (see `nicscope paths`) and say what became of every packet."""
     from sim.experiment import Experiment
     from sim.report.terminal import print_result
@@ -107,6 +128,7 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
         seed=seed,
         waves=waves,
         options={} if ring is None else {"ring_size": ring},
+        mitigations=mitigations_of(mitigations),
         out=out or Path("runs") / "last",
     )
     result = experiment.run(console)
@@ -130,7 +152,22 @@ def run(path, traffic, speed, size, rate, count, app, ring, machine, settings, e
 @click.option("--report", is_flag=True, help="Also sweep the load, switch DDIO off, and write report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print {path: result} instead of the table.")
 def compare(
-    chosen, traffic, speed, size, rate, count, app, ring, machine, settings, engine, seed, out, report, as_json
+    chosen,
+    traffic,
+    speed,
+    size,
+    rate,
+    count,
+    app,
+    ring,
+    mitigations,
+    machine,
+    settings,
+    engine,
+    seed,
+    out,
+    report,
+    as_json,
 ):
     """Send the same traffic through several paths and show them side by side.
 
@@ -147,6 +184,7 @@ def compare(
         engine=engine,
         seed=seed,
         options={} if ring is None else {"ring_size": ring},
+        mitigations=mitigations_of(mitigations),
         out=out or Path("runs") / "compare",
     )
     results = compare(comparison, console)
@@ -278,7 +316,7 @@ def main() -> None:
         code = _complain("interrupted", 130)
     except click.ClickException as error:
         code = _complain(error.format_message(), BAD_INPUT)
-    except (ConfigError, TrafficError) as error:
+    except (ConfigError, CostError, TrafficError) as error:
         code = _complain(str(error), BAD_INPUT)
     except ToolError as error:
         code = _complain(str(error), 1)

@@ -74,6 +74,7 @@ class Comparison:
     engine: str = "native"
     seed: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    mitigations: tuple[str, ...] = ()
     out: Path = Path("runs/compare")
 
     def experiment(self, way: Way, traffic: str) -> Experiment:
@@ -86,6 +87,7 @@ class Comparison:
             engine=self.engine,
             seed=self.seed,
             options=self.options,
+            mitigations=self.mitigations,
             out=self.out / traffic / str(way).replace(":", "-"),
         )
 

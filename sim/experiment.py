@@ -39,6 +39,7 @@ class Experiment:
     waves: bool = False
     out: Path = Path("runs/last")
     options: Mapping[str, Any] = field(default_factory=dict)  #: of ``sw.options.Options``, where they differ
+    mitigations: tuple[str, ...] = ()  #: names in the cost tables
     jump: Jump = Jump.ALL
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class Experiment:
         result, fates = summarise(
             observation, self.machine, self.path, self.application_name, self.traffic.parameters, self.traffic.sizes
         )
+        result["software"] = {"mitigations": list(self.mitigations)}
         self._write(result, fates, observation)
         return result
 
@@ -90,7 +92,7 @@ class Experiment:
         return {
             "machine": self.machine,
             "frames": [(frame.time_ns, with_fcs(frame.data)) for frame in self.traffic.frames],
-            "software": Software(self.path, self.application, self.options),
+            "software": Software(self.path, self.application, self.options, self.mitigations),
         }
 
     def _observe(self, console: Console | None) -> Observation:

@@ -47,11 +47,13 @@ class Software:
         path: name of the path.
         application: what receives; None: the path's first.
         options: of ``sw.options.Options``, where they differ from what a run has by default.
+        mitigations: names in the cost tables.
     """
 
     path: str = "napi"
     application: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    mitigations: tuple[str, ...] = ()
 
     def system(self, engine: Engine, machine: MachineConfig, on_note: Callable[[Note], None]) -> System:
         """Assemble it.
@@ -74,7 +76,9 @@ class Software:
                 }
             )
             dram = machine.dram.size_mib << 20
-            return System(engine, machine.core.count, dram, _costs(path.costs), self.path, options, on_note)
+            return System(
+                engine, machine.core.count, dram, _costs(path.costs, self.mitigations), self.path, options, on_note
+            )
         except (ValueError, MemoryError) as error:
             raise ConfigError(str(error)) from None
 

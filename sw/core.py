@@ -226,7 +226,7 @@ class Core:
     # The issuer's own methods: nothing lies in between. See sw.issue.Issuer for what each does.
     load: Callable[..., Awaitable[Any]]
     load_now: Callable[..., Awaitable[Any]]
-    get: Callable[[int, Field], Awaitable[Any]]
+    get: Callable[..., Awaitable[Any]]
     load_bytes: Callable[..., Awaitable[bytes]]
     load_all: Callable[..., Awaitable[list[Any]]]
     get_all: Callable[..., Awaitable[list[Any]]]
@@ -295,6 +295,15 @@ class Core:
     def result(self, handle: int) -> Generator[int, Any, Any]:
         """The value of a load begun by this context."""
         return (yield handle)
+
+    @types.coroutine
+    def chase(self, address: int, size: int = 8, /, *, after: int = -1) -> Generator[int, Any, tuple[Any, int]]:
+        """Load a pointer, or whatever else other addresses are computed from: its value, and the load's handle.
+
+        What is loaded from such an address is ``after`` that handle, so that the two do not overlap.
+        """
+        handle = self.load_begin(address, size, after=after)
+        return (yield handle), handle
 
     def atomic(
         self, address: int, size: int, function: AtomicFunction, operand: int, compare: int = 0

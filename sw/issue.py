@@ -119,9 +119,9 @@ class Issuer:
         """:meth:`load`, but go on only when the data are there."""
         return (yield from self._load(address, size, _COMPLETE, after))
 
-    def get(self, base: int, field: tuple[int, int], /) -> Awaitable[Any]:
+    def get(self, base: int, field: tuple[int, int], /, *, after: int = -1) -> Awaitable[Any]:
         """Load one field of the structure at ``base``."""
-        return self.load(base + field[0], field[1])
+        return self.load(base + field[0], field[1], after=after)
 
     @types.coroutine
     def load_bytes(self, address: int, size: int, /, *, after: int = -1) -> Generator[int, Any, bytes]:
@@ -129,16 +129,16 @@ class Issuer:
         return (yield from self._load_bytes(address, size, _ISSUE, after))
 
     @types.coroutine
-    def load_all(self, /, *places: tuple[int, int]) -> Generator[int, Any, list[Any]]:
+    def load_all(self, /, *places: tuple[int, int], after: int = -1) -> Generator[int, Any, list[Any]]:
         """Read several ``(address, size)`` places, none of which crosses a line border, overlapping."""
         values = []
-        for handle in [self.load_begin(address, size) for address, size in places]:
+        for handle in [self.load_begin(address, size, after=after) for address, size in places]:
             values.append((yield handle))
         return values
 
-    def get_all(self, base: int, /, *fields: tuple[int, int]) -> Awaitable[list[Any]]:
+    def get_all(self, base: int, /, *fields: tuple[int, int], after: int = -1) -> Awaitable[list[Any]]:
         """Load several fields of the structure at ``base``, none of which crosses a line border, overlapping."""
-        return self.load_all(*((base + offset, size) for offset, size in fields))
+        return self.load_all(*((base + offset, size) for offset, size in fields), after=after)
 
     def load_begin(self, address: int, size: int, /, *, after: int = -1) -> int:
         """Read within one line and go on: the handle that it returns can be awaited later, or be an ``after``."""

@@ -12,6 +12,10 @@ class Field(NamedTuple):
     offset: int  #: bytes from the start
     size: int  #: bytes
 
+    def at(self, base: int) -> tuple[int, int]:
+        """Address and size of the member in the structure at ``base``."""
+        return base + self.offset, self.size
+
     def of(self, data: bytes) -> int:
         """The member's value (little-endian) in the bytes of a whole structure."""
         return int.from_bytes(data[self.offset : self.offset + self.size], "little")

@@ -218,12 +218,12 @@ public:
     }
 
     // Several places, their addresses counted from `base`; returns the handle of the last load.
-    int64_t load_all(uint64_t base, PyObject* const* places, Py_ssize_t count) {
+    int64_t load_all(uint64_t base, PyObject* const* places, Py_ssize_t count, int64_t after) {
         loop_.open_group(context, Group::LIST, static_cast<size_t>(count));
         int64_t last = -1;
         for (Py_ssize_t n = 0; n < count; ++n) {
             const auto [offset, size] = pair_of(places[n]);
-            last = load(base + offset, size, Notify::ISSUE | Notify::GROUP, -1);
+            last = load(base + offset, size, Notify::ISSUE | Notify::GROUP, after);
         }
         return last;
     }
@@ -465,7 +465,7 @@ PyObject* issuer_method(PyObject* self, Arguments args, Py_ssize_t count) {
 // The same with one argument by name, `after`: a handle; -1 without it.
 template <PyObject* (*method)(IssuerState&, Arguments, Py_ssize_t, int64_t), Py_ssize_t least, Py_ssize_t most>
 PyObject* issuer_after_method(PyObject* self, Arguments args, Py_ssize_t count, PyObject* names) {
-    if (count < least || count > most) {
+    if (count < least || (most >= 0 && count > most)) {
         PyErr_Format(PyExc_TypeError, "takes %zd to %zd arguments, not %zd", least, most, count);
         return nullptr;
     }
@@ -497,9 +497,9 @@ PyObject* issuer_load_now(IssuerState& issuer, Arguments args, Py_ssize_t, int64
     return loaded(issuer, unsigned_of(args[0]), unsigned_of(args[1]), Notify::COMPLETE, after);
 }
 
-PyObject* issuer_get(IssuerState& issuer, Arguments args, Py_ssize_t) {
+PyObject* issuer_get(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
     const auto [offset, size] = pair_of(args[1]);
-    return loaded(issuer, unsigned_of(args[0]) + offset, size, Notify::ISSUE, -1);
+    return loaded(issuer, unsigned_of(args[0]) + offset, size, Notify::ISSUE, after);
 }
 
 PyObject* issuer_load_bytes(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
@@ -508,17 +508,17 @@ PyObject* issuer_load_bytes(IssuerState& issuer, Arguments args, Py_ssize_t, int
     return make_pending(issuer.load_pieces(unsigned_of(args[0]), size, Notify::ISSUE, after, false));
 }
 
-PyObject* loaded_all(IssuerState& issuer, uint64_t base, Arguments places, Py_ssize_t count) {
+PyObject* loaded_all(IssuerState& issuer, uint64_t base, Arguments places, Py_ssize_t count, int64_t after) {
     if (!count) return make_pending(-1, PyList_New(0));
-    return make_pending(issuer.load_all(base, places, count));
+    return make_pending(issuer.load_all(base, places, count, after));
 }
 
-PyObject* issuer_load_all(IssuerState& issuer, Arguments args, Py_ssize_t count) {
-    return loaded_all(issuer, 0, args, count);
+PyObject* issuer_load_all(IssuerState& issuer, Arguments args, Py_ssize_t count, int64_t after) {
+    return loaded_all(issuer, 0, args, count, after);
 }
 
-PyObject* issuer_get_all(IssuerState& issuer, Arguments args, Py_ssize_t count) {
-    return loaded_all(issuer, unsigned_of(args[0]), args + 1, count - 1);
+PyObject* issuer_get_all(IssuerState& issuer, Arguments args, Py_ssize_t count, int64_t after) {
+    return loaded_all(issuer, unsigned_of(args[0]), args + 1, count - 1, after);
 }
 
 PyObject* issuer_load_begin(IssuerState& issuer, Arguments args, Py_ssize_t, int64_t after) {
@@ -659,10 +659,10 @@ PyMethodDef issuer_methods[] = {
     ISSUER_METHOD(enter, 2, 2),
     ISSUER_AFTER_METHOD(load, 2, 2),
     ISSUER_AFTER_METHOD(load_now, 2, 2),
-    ISSUER_METHOD(get, 2, 2),
+    ISSUER_AFTER_METHOD(get, 2, 2),
     ISSUER_AFTER_METHOD(load_bytes, 2, 2),
-    ISSUER_METHOD(load_all, 0, -1),
-    ISSUER_METHOD(get_all, 1, -1),
+    ISSUER_AFTER_METHOD(load_all, 0, -1),
+    ISSUER_AFTER_METHOD(get_all, 1, -1),
     ISSUER_AFTER_METHOD(load_begin, 2, 2),
     ISSUER_AFTER_METHOD(touch, 2, 2),
     ISSUER_METHOD(prefetch, 1, 1),

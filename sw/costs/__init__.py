@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["KINDS", "Cost", "CostError", "Mitigation", "load_costs", "load_tables"]
+__all__ = ["KINDS", "Cost", "CostError", "Mitigation", "load_costs", "load_tables", "mitigations_of"]
 
 #: How a figure came about.
 KINDS = {
@@ -72,11 +72,13 @@ class Mitigation:
     kind: str
     indirect: bool = False  #: it is met at every indirect call and jump
     entries: Mapping[str, int] = field(default_factory=dict)  #: and so often in a call of these
+    auto: bool = False  #: Linux turns it on by itself (``mitigations=auto``) on the processor the figures are for
 
     def __post_init__(self):
         _check_figures(self, ("cycles", "uops", "low", "high"))
-        if not isinstance(self.indirect, bool):
-            raise CostError(f"indirect must be true or false, not {self.indirect!r}")
+        for name in ("indirect", "auto"):
+            if not isinstance(getattr(self, name), bool):
+                raise CostError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if not isinstance(self.entries, dict) or not all(isinstance(n, int) and n > 0 for n in self.entries.values()):
             raise CostError("entries must be a table of whole numbers of at least 1")
 
@@ -104,6 +106,42 @@ def load_costs(name_or_file: str | Path = "linux", mitigations: Iterable[str] = 
     Raises:
         CostError: with one line that names the file, the entry and what is wrong.
     """
+    path, costs, switches = _read(name_or_file)
+    for name in dict.fromkeys(mitigations):
+        if name not in switches:
+            raise CostError(f"{path}: no mitigation {name!r}; there are: {_listed(switches)}")
+        switch = switches[name]
+        costs = {entry: cost.plus(switch, switch.times(entry, cost)) for entry, cost in costs.items()}
+    return MappingProxyType(costs)
+
+
+def mitigations_of(setting: str, name_or_file: str | Path = "linux") -> tuple[str, ...]:
+    """Names of the mitigations that a setting of Linux's command line (``mitigations=``) turns on.
+
+    Arguments:
+        setting: ``off``, ``auto``, or names that the table has, separated by commas.
+
+    Raises:
+        CostError: with one line that names what is valid.
+    """
+    _, _, switches = _read(name_or_file)
+    if setting == "off":
+        return ()
+    if setting == "auto":
+        return tuple(sorted(name for name, switch in switches.items() if switch.auto))
+    names = setting.split(",")
+    for name in names:
+        if name not in switches:
+            raise CostError(f"mitigations are off, auto, or some of {_listed(switches)} with commas, not {name!r}")
+    return tuple(sorted(set(names)))
+
+
+def _listed(switches: Mapping[str, Mitigation]) -> str:
+    return ", ".join(sorted(switches)) or "none"
+
+
+def _read(name_or_file: str | Path) -> tuple[Path, dict[str, Cost], dict[str, Mitigation]]:
+    """A table's file, costs and mitigations."""
     path = Path(name_or_file)
     if path.suffix != ".toml":
         path = Path(__file__).with_name(f"{name_or_file}.toml")
@@ -122,26 +160,19 @@ def load_costs(name_or_file: str | Path = "linux", mitigations: Iterable[str] = 
     for name, switch in known_switches.items():
         if stray := switch.entries.keys() - costs.keys():
             raise CostError(f"{path}: [mitigations.{name}] names {', '.join(sorted(stray))}, which have no entry")
-    for name in dict.fromkeys(mitigations):
-        if name not in known_switches:
-            there = ", ".join(sorted(known_switches)) or "none"
-            raise CostError(f"{path}: no mitigation {name!r}; there are: {there}")
-        costs = {
-            entry: cost.plus(known_switches[name], known_switches[name].times(entry, cost))
-            for entry, cost in costs.items()
-        }
-    return MappingProxyType(costs)
+    return path, costs, known_switches
 
 
-def load_tables(names: Iterable[str]) -> Mapping[str, Cost]:
-    """Load several tables as one.
+def load_tables(names: Iterable[str], mitigations: Iterable[str] = ()) -> Mapping[str, Cost]:
+    """Load several tables as one, each with those of the mitigations that it has.
 
     Raises:
         CostError: with one line, also when two of them have an entry in common.
     """
     costs: dict[str, Cost] = {}
     for name in names:
-        table = load_costs(name)
+        _, _, switches = _read(name)
+        table = load_costs(name, [switch for switch in mitigations if switch in switches])
         if twice := costs.keys() & table.keys():
             raise CostError(f"table {name} has entries that stand in another one: {', '.join(sorted(twice))}")
         costs.update(table)

@@ -55,11 +55,11 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, wanted:
 
     The descriptor behind the last one is cleared, for what it announced has been taken and must not be read twice.
     """
-    next_to_use = await cpu.get(ring.state, RX_RING.next_to_use)
+    next_to_use, loaded = await cpu.chase(*RX_RING.next_to_use.at(ring.state))
     given = 0
     while given < wanted:
         buffer = ring.buffers + next_to_use * IXGBE_RX_BUFFER.size
-        page, page_offset, _ = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size))
+        page, page_offset, _ = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size, after=loaded))
         if not page:
             page = await alloc_page(cpu, _PAGE_REFERENCES)
             if not page:
@@ -89,7 +89,7 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
     ``budget`` is returned too when memory for new buffers was short, so that the poll is repeated: a card without
     descriptors would not interrupt again.
     """
-    state = await cpu.load(ring.state, RX_RING.size)
+    state, loaded = await cpu.chase(ring.state, RX_RING.size)
     next_to_clean = RX_RING.next_to_clean.of(state)
     unused = (next_to_clean - RX_RING.next_to_use.of(state) - 1) % ring.count
     packets = 0
@@ -101,7 +101,7 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
             given = await ixgbe_alloc_rx_buffers(cpu, ring, hw, unused)
             short = given < unused
             unused -= given
-        upper = await cpu.load(ring.descriptors + next_to_clean * DESCRIPTOR_BYTES + _UPPER, _UPPER)
+        upper = await cpu.load(ring.descriptors + next_to_clean * DESCRIPTOR_BYTES + _UPPER, _UPPER, after=loaded)
         length = upper >> _LENGTH_SHIFT & _LENGTH_MASK
         if not length:
             break
@@ -112,7 +112,7 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
         cpu.prefetch(ring.descriptors + next_to_clean * DESCRIPTOR_BYTES)
         unused += 1
         ring.completed += 1
-        skb = await _take_buffer(cpu, ring, buffer, upper, length)
+        skb = await _take_buffer(cpu, ring, buffer, upper, length, loaded)
         packets += upper >> _EOP_SHIFT & 1
         if skb:
             total_bytes += length
@@ -125,9 +125,13 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
     return budget if short else packets
 
 
-async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, length: int) -> int:
-    """Make an skb of a completed buffer and recycle the other half of its page; 0 if the packet is dropped here."""
-    page, page_offset, bias = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size))
+async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, length: int, after: int) -> int:
+    """Make an skb of a completed buffer and recycle the other half of its page; 0 if the packet is dropped here.
+
+    ``buffer`` is known since load ``after``.
+    """
+    contents, loaded = await cpu.chase(buffer, IXGBE_RX_BUFFER.size, after=after)
+    page, page_offset, bias = IXGBE_RX_BUFFER.unpack(contents)
     data = page + page_offset
     cpu.prefetch(data)
     last = upper >> _EOP_SHIFT & 1
@@ -155,24 +159,25 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
     if reason and last:
         cpu.kernel.drops[reason] = cpu.kernel.drops.get(reason, 0) + 1
         cpu.note("dropped", reason=reason, packet=packet)
-    await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, handed_up=bool(skb))
+    await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, bool(skb), loaded)
     if skb:
         cpu.kernel.packet_of[skb] = packet
-        await _process_skb_fields(cpu, skb, data, upper, length)
+        await _process_skb_fields(cpu, skb, data, upper, length, loaded)
     return skb
 
 
 async def _put_rx_buffer(
-    cpu: Cpu, ring: IxgbeRing, buffer: int, page: int, page_offset: int, bias: int, handed_up: bool
+    cpu: Cpu, ring: IxgbeRing, buffer: int, page: int, page_offset: int, bias: int, handed_up: bool, after: int
 ) -> None:
     """Move a page whose other half is free to the next descriptor to be filled, else let go of it.
 
-    The page's reference count less the driver's own count is the number of halves that packets still use.
+    The page's reference count less the driver's own count is the number of halves that packets still use. ``page`` is
+    known since load ``after``.
     """
     reusable = True
     if handed_up:
         bias -= 1
-        references = await cpu.load(cpu.kernel.pages.refcount(page), 4)
+        references = await cpu.load(cpu.kernel.pages.refcount(page), 4, after=after)
         reusable = references - bias <= 1
         page_offset ^= IXGBE_RX_BUFSZ
     cpu.store(buffer, bytes(IXGBE_RX_BUFFER.size), IXGBE_RX_BUFFER.size)
@@ -188,9 +193,9 @@ async def _put_rx_buffer(
     cpu.put(ring.state, RX_RING.next_to_alloc, (next_to_alloc + 1) % ring.count)
 
 
-async def _process_skb_fields(cpu: Cpu, skb: int, data: int, upper: int, length: int) -> None:
-    """What the descriptor and the Ethernet header say of the packet."""
+async def _process_skb_fields(cpu: Cpu, skb: int, data: int, upper: int, length: int, after: int) -> None:
+    """What the descriptor and the Ethernet header say of the packet at ``data``, known since load ``after``."""
     cpu.execute("ixgbe_process_skb_fields")
     if upper & _L4CS and not upper & _CHECKSUM_ERRORS:
         cpu.put(skb, SK_BUFF.ip_summed, IpSummed.UNNECESSARY)
-    await eth_type_trans(cpu, skb, data, length)
+    await eth_type_trans(cpu, skb, data, length, after)

@@ -96,10 +96,10 @@ async def alloc_page(cpu: Cpu, refcount: int = 1) -> int:
 
 
 async def _take_page(cpu: Cpu, pages: PageAllocator) -> int:
-    first, fresh, end = await _load_free_list(cpu, pages.list)
+    first, fresh, end, loaded = await _load_free_list(cpu, pages.list)
     if first:
         structure = pages.mem_map + first // PAGE_SIZE * STRUCT_PAGE.size
-        cpu.put(pages.list, _FREE_LIST.first, await cpu.get(structure, STRUCT_PAGE.next))
+        cpu.put(pages.list, _FREE_LIST.first, await cpu.get(structure, STRUCT_PAGE.next, after=loaded))
     elif fresh < end:
         first = fresh
         cpu.put(pages.list, _FREE_LIST.fresh, fresh + PAGE_SIZE)
@@ -151,9 +151,9 @@ class KmemCache:
 @function()
 async def kmem_cache_alloc(cpu: Cpu, cache: KmemCache) -> int:
     """A slot, or 0 when there is none."""
-    first, fresh, end = await _load_free_list(cpu, cache.list)
+    first, fresh, end, loaded = await _load_free_list(cpu, cache.list)
     if first:
-        cpu.put(cache.list, _FREE_LIST.first, await cpu.load(first, 8))
+        cpu.put(cache.list, _FREE_LIST.first, await cpu.load(first, 8, after=loaded))
     elif fresh < end:
         first = fresh
         cpu.put(cache.list, _FREE_LIST.fresh, fresh + cache.object_size)
@@ -167,10 +167,11 @@ async def kmem_cache_free(cpu: Cpu, cache: KmemCache, slot: int) -> None:
     cpu.put(cache.list, _FREE_LIST.first, slot)
 
 
-async def _load_free_list(cpu: Cpu, address: int) -> tuple[int, int, int]:
-    """First entry, never-used memory, its end."""
-    first, fresh, end, _ = _FREE_LIST.unpack(await cpu.load(address, _FREE_LIST_BYTES))
-    return first, fresh, end
+async def _load_free_list(cpu: Cpu, address: int) -> tuple[int, int, int, int]:
+    """First entry, never-used memory, its end; the handle of the load that gave them."""
+    loaded = cpu.load_begin(address, _FREE_LIST_BYTES)
+    first, fresh, end, _ = _FREE_LIST.unpack(await cpu.result(loaded))
+    return first, fresh, end, loaded
 
 
 def _init_free_list(cpu: Cpu, address: int, start: int, end: int) -> None:

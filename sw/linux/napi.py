@@ -89,7 +89,7 @@ async def net_rx_action(cpu: Cpu) -> None:
     budget = kernel.netdev_budget
     while True:
         cpu.cli()
-        address = await list_first(cpu, cpu.poll_list)
+        address, loaded = await list_first(cpu, cpu.poll_list)
         if not address:
             cpu.sti()
             return
@@ -98,7 +98,7 @@ async def net_rx_action(cpu: Cpu) -> None:
             await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
             cpu.sti()
             return
-        await list_del(cpu, address)
+        await list_del(cpu, address, after=loaded)
         init_list_head(cpu, address)
         cpu.sti()
         budget -= await napi_poll(cpu, kernel.napi[address])

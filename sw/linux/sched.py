@@ -183,11 +183,8 @@ async def try_to_wake_up(cpu: Cpu, address: int) -> bool:
     """Make the task at ``address`` runnable; ask for a reschedule if it ranks above the running one."""
     pi_lock = address + TASK_STRUCT.pi_lock.offset
     enabled = await spin_lock_irqsave(cpu, pi_lock)
-    state, on_rq, priority, index = await cpu.load_all(
-        (address + TASK_STRUCT.state.offset, 4),
-        (address + TASK_STRUCT.on_rq.offset, 4),
-        (address + TASK_STRUCT.priority.offset, 4),
-        (address + TASK_STRUCT.cpu.offset, 4),
+    state, on_rq, priority, index = await cpu.get_all(
+        address, TASK_STRUCT.state, TASK_STRUCT.on_rq, TASK_STRUCT.priority, TASK_STRUCT.cpu
     )
     woken = state == TASK_INTERRUPTIBLE
     if woken:
@@ -197,8 +194,8 @@ async def try_to_wake_up(cpu: Cpu, address: int) -> bool:
         if not on_rq:
             await raw_spin_lock(cpu, _rq_lock(cpu))
             await _activate_task(cpu, cpu, address, priority)
-            running = await cpu.get(cpu.runqueue, RQ.current)
-            if priority < await cpu.get(running, TASK_STRUCT.priority):
+            running, loaded = await cpu.chase(*RQ.current.at(cpu.runqueue))
+            if priority < await cpu.get(running, TASK_STRUCT.priority, after=loaded):
                 cpu.store(cpu.need_resched_address, 1, 4)
             raw_spin_unlock(cpu, _rq_lock(cpu))
     spin_unlock_irqrestore(cpu, pi_lock, enabled)
@@ -229,29 +226,32 @@ async def schedule(cpu: Cpu, preempt: bool = False) -> None:
         if await cpu.get(previous.address, TASK_STRUCT.state) != TASK_RUNNING:
             await _deactivate_task(cpu, previous.address, previous.priority)
     cpu.store(cpu.need_resched_address, 0, 4)
-    following = await _pick_next_task(cpu)
+    following, loaded = await _pick_next_task(cpu)
     if following is not previous:
         cpu.put(cpu.runqueue, RQ.current, following.address)
-        await context_switch(cpu, previous, following)
+        await context_switch(cpu, previous, following, loaded)
     spin_unlock_irqrestore(cpu, _rq_lock(cpu), enabled)
 
 
-async def _pick_next_task(cpu: Cpu) -> Task:
-    """The first task of the best rank, else the idle task."""
-    bitmap = await cpu.get(cpu.runqueue, RQ.bitmap)
+async def _pick_next_task(cpu: Cpu) -> tuple[Task, int]:
+    """The first task of the best rank, else the idle task; the handle of the load that led to it."""
+    bitmap, loaded = await cpu.chase(*RQ.bitmap.at(cpu.runqueue))
     if not bitmap:
-        return cpu.idle_task
+        return cpu.idle_task, loaded
     best = (bitmap & -bitmap).bit_length() - 1
-    entry = await cpu.load(_queue(cpu, best), 8)
-    return cpu.kernel.tasks[entry - TASK_STRUCT.run_list.offset]
+    entry, loaded = await cpu.chase(_queue(cpu, best), after=loaded)
+    return cpu.kernel.tasks[entry - TASK_STRUCT.run_list.offset], loaded
 
 
 @function()
-async def context_switch(cpu: Cpu, previous: Task, following: Task) -> None:
-    """Save one task's registers, load the other's, go on there; returns when ``previous`` is switched back to."""
+async def context_switch(cpu: Cpu, previous: Task, following: Task, after: int) -> None:
+    """Save one task's registers, load the other's, go on there; returns when ``previous`` is switched back to.
+
+    ``following`` is known since load ``after``.
+    """
     saved = previous.stack_pointer.to_bytes(8, "little").ljust(_THREAD_BYTES, b"\0")
     cpu.put(previous.address, TASK_STRUCT.thread, saved)
-    cpu.touch(following.address + TASK_STRUCT.thread.offset, _THREAD_BYTES)
+    cpu.touch(following.address + TASK_STRUCT.thread.offset, _THREAD_BYTES, after=after)
     previous.context = cpu.current
     cpu.task = following
     await cpu.switch_to(following.context)

@@ -3,7 +3,7 @@
 from sw.core import LINE, function
 from sw.linux.atomic import smp_mb
 from sw.linux.cpu import Cpu
-from sw.linux.list import init_list_head, list_add_tail, list_del, list_first
+from sw.linux.list import init_list_head, list_add_tail, list_del, list_empty, list_first
 from sw.linux.sched import (
     TASK_INTERRUPTIBLE,
     TASK_RUNNING,
@@ -55,10 +55,10 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
     await list_add_tail(cpu, entry, sock + SOCK.wait_queue.offset)
     await set_current_state(cpu, TASK_INTERRUPTIBLE)
     spin_unlock_irqrestore(cpu, lock, enabled)
-    if not await list_first(cpu, sock + SOCK.receive_queue.offset):
+    if await list_empty(cpu, sock + SOCK.receive_queue.offset):
         await schedule(cpu)
     __set_current_state(cpu, TASK_RUNNING)
-    if await list_first(cpu, entry):
+    if not await list_empty(cpu, entry):
         enabled = await spin_lock_irqsave(cpu, lock)
         await list_del(cpu, entry)
         spin_unlock_irqrestore(cpu, lock, enabled)
@@ -69,7 +69,7 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
 async def sock_def_readable(cpu: Cpu, sock: int) -> None:
     """Wake a reader that sleeps, if any: whoever queued before may miss none that enters the wait queue first."""
     await smp_mb(cpu)
-    if await list_first(cpu, sock + SOCK.wait_queue.offset):
+    if not await list_empty(cpu, sock + SOCK.wait_queue.offset):
         await _wake_up_sync_key(cpu, sock)
 
 
@@ -77,8 +77,8 @@ async def _wake_up_sync_key(cpu: Cpu, sock: int) -> None:
     """Wake the first sleeper and take it off the wait queue (``autoremove_wake_function``)."""
     lock = sock + SOCK.wait_queue_lock.offset
     enabled = await spin_lock_irqsave(cpu, lock)
-    entry = await list_first(cpu, sock + SOCK.wait_queue.offset)
-    if entry and await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task)):
-        await list_del(cpu, entry)
+    entry, loaded = await list_first(cpu, sock + SOCK.wait_queue.offset)
+    if entry and await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task, after=loaded)):
+        await list_del(cpu, entry, after=loaded)
         init_list_head(cpu, entry)
     spin_unlock_irqrestore(cpu, lock, enabled)

@@ -8,18 +8,21 @@ __all__ = ["copy_to_user", "csum_and_copy_to_user"]
 
 
 @function()
-async def copy_to_user(cpu: Cpu, to: int, source: int, size: int) -> None:
-    """Copy ``size`` bytes: a load per line of the source, a store per line of the destination, overlapping."""
+async def copy_to_user(cpu: Cpu, to: int, source: int, size: int, after: int = -1) -> None:
+    """Copy ``size`` bytes: a load per line of the source, a store per line of the destination, overlapping.
+
+    ``source`` is known since load ``after``.
+    """
     if size:
         cpu.execute("copy_to_user_64", (size + LINE - 1) // LINE)
-        cpu.store(to, await cpu.load_bytes(source, size), size)
+        cpu.store(to, await cpu.load_bytes(source, size, after=after), size)
 
 
-async def csum_and_copy_to_user(cpu: Cpu, to: int, source: int, size: int) -> int:
-    """Copy, and return the partial checksum of the bytes copied."""
+async def csum_and_copy_to_user(cpu: Cpu, to: int, source: int, size: int, after: int = -1) -> int:
+    """:func:`copy_to_user`, and return the partial checksum of the bytes copied."""
     if not size:
         return 0
     cpu.execute("csum_partial_64", (size + LINE - 1) // LINE)
-    data = await cpu.load_bytes(source, size)
+    data = await cpu.load_bytes(source, size, after=after)
     cpu.store(to, data, size)
     return partial(data)

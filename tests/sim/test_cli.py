@@ -47,6 +47,10 @@ def call(capsys, monkeypatch, *arguments):
         (["run", "napi", "--machine", "tiny", "--ring", "100"], "a receive ring has"),
         (["run", "napi", "--machine", "tiny", "--ring", "0"], "a receive ring has"),
         (["run", "napi", "--machine", "tiny", "--out", __file__], "File exists"),
+        (
+            ["run", "napi", "--mitigations", "kpti"],
+            "mitigations are off, auto, or some of ibrs, page_table_isolation, retpoline with commas, not 'kpti'",
+        ),
         (["bench", "--machine", "huge"], "unknown machine 'huge'"),
     ],
     ids=lambda value: " ".join(Path(str(v)).name for v in value) if isinstance(value, list) else "",
@@ -93,6 +97,22 @@ def test_json_is_the_result_file(capsys, monkeypatch, tmp_path):
     printed = json.loads(out)
     assert printed == json.loads((tmp_path / "result.json").read_text())
     assert printed["packets"]["delivered"] == 5
+
+
+def test_mitigations_cost_time_and_are_recorded(capsys, monkeypatch, tmp_path):
+    cycles = {}
+    for setting, names in {
+        "off": [],
+        "auto": ["page_table_isolation", "retpoline"],
+        "ibrs,retpoline,ibrs": ["ibrs", "retpoline"],
+    }.items():
+        options = ("--machine", "tiny", "--count", 2, "--rate", "100kpps", "--mitigations", setting, "--out", tmp_path)
+        code, out, _ = call(capsys, monkeypatch, "run", "napi", "--json", *options)
+        assert code == 0
+        result = json.loads(out)
+        assert result["software"]["mitigations"] == names
+        cycles[setting] = sum(result["cycles_per_packet"].values())
+    assert cycles["off"] + 300 < cycles["auto"] < cycles["ibrs,retpoline,ibrs"]
 
 
 def test_the_installed_command_runs():

@@ -137,6 +137,12 @@ def test_random_software(build):
                     core.execute("leaf", 2, after=first)
                     core.execute(7, after=first)
                     tell(await core.result(first))
+                    value, handle = await core.chase(*PAIR.first.at(BASE), after=first)
+                    tell(value, await core.get(BASE + 64, PAIR.second, after=handle))
+                    tell(await core.get_all(BASE, PAIR.second, PAIR.first, after=handle))
+                    tell(
+                        await core.load_all((BASE, 4), (BASE + 512, 8), after=handle), await core.load_all(after=handle)
+                    )
                 case 13:
                     place, wide = BASE + 8 * random_.randrange(8), random_.choice((1, 2, 4, 8))
                     function = random_.choice(list(AtomicFunction))
@@ -203,6 +209,7 @@ def test_a_charge_without_a_name(build):
         (lambda core: core.issuer.plain(19), ValueError),
         (lambda core: core.load_begin(BASE, 8, after=1 << 40), ValueError),
         (lambda core: core.load_begin(BASE, 8, before=0), TypeError),
+        (lambda core: core.get_all(BASE, PAIR.first, after=1 << 40).send(None), ValueError),
         (lambda core: core.atomic(BASE, 3, AtomicFunction.ADD, 1).send(None), ValueError),
         (lambda core: core.atomic(BASE, 8, AtomicFunction.ADD, -1).send(None), (OverflowError, TypeError)),
         (lambda core: core.poll(BASE, 4, b"abc", 10, 1).send(None), ValueError),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import sw
-from sw.costs import Cost, CostError, load_costs, load_tables
+from sw.costs import Cost, CostError, load_costs, load_tables, mitigations_of
 
 SOURCES = Path(sw.__file__).parent
 ENTRY = """
@@ -106,6 +106,16 @@ def test_mitigations_are_off_until_asked_for():
     assert load_costs("linux", ["retpoline", "retpoline"]) == load_costs("linux", ["retpoline"])
     with pytest.raises(CostError, match=r"no mitigation 'kpti'; there are: ibrs, page_table_isolation, retpoline"):
         load_costs("linux", ["kpti"])
+
+
+def test_settings_of_mitigations():
+    assert mitigations_of("off") == ()
+    assert mitigations_of("auto") == ("page_table_isolation", "retpoline")
+    assert mitigations_of("retpoline,ibrs,retpoline") == ("ibrs", "retpoline")
+    for wrong in ("on", "", "auto,nosmt", "retpoline,"):
+        with pytest.raises(CostError, match=r"off, auto, or some of ibrs, page_table_isolation, retpoline") as error:
+            mitigations_of(wrong)
+        assert "\n" not in str(error.value)
 
 
 MITIGATION = """

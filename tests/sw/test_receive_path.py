@@ -18,7 +18,7 @@ from sw.ixgbe.main import IxgbeAdapter
 from sw.ixgbe.ring import RX_RING
 from sw.linux.mm import OutOfMemoryError
 from sw.options import Options
-from sw.port import WakeKind
+from sw.port import OperationKind, WakeKind
 from sw.system import System
 from tests.sw.functional_machine import FunctionalMachine
 
@@ -384,6 +384,42 @@ def test_everything_is_attributed():
     ]:
         assert expected in functions
     assert not any(name == "(none)" for name, _ in functions)
+
+
+def test_loads_from_a_loaded_address_wait_for_it(monkeypatch):
+    """The chains of one packet: which load each load of a function needs, by the functions of both."""
+    loads = {}
+    push = FunctionalMachine.push
+
+    def recorded(self, context, kind, *operands, after=-1, **named):
+        positional = dict(zip(("address", "size", "data", "cycles", "uops", "after"), operands, strict=False))
+        if kind == OperationKind.LOAD.value:
+            loads[self.operations] = positional.get("after", after)
+        return push(self, context, kind, *operands, **({"after": after} if "after" not in positional else {}), **named)
+
+    monkeypatch.setattr(FunctionalMachine, "push", recorded)
+    bench = Bench(compute=(), ports=(9, 9 + 256), itr_us=0)
+    begin = bench.machine.operations
+    bench.send([pad(udp(b"x" * 200))])
+    name = bench.system.record.function_of
+    chains = Counter((name(h), name(after)) for h, after in loads.items() if h >= begin and after >= 0)
+    for needing, needed, count in [
+        ("net_rx_action", "net_rx_action", 2),  # its neighbours: the poll list
+        ("ixgbe_clean_rx_irq", "ixgbe_clean_rx_irq", 4),  # descriptors and buffer: the ring; the page: the buffer
+        ("eth_type_trans", "ixgbe_clean_rx_irq", 1),  # the header: the buffer
+        ("netif_receive_skb", "netif_receive_skb", 1),  # the bucket: the protocol
+        ("ip_rcv", "ip_rcv", 1),  # the header: the skb
+        ("udp4_lib_lookup", "udp_rcv", 1),  # the slot: the port in the header
+        ("udp4_lib_lookup", "udp4_lib_lookup", 4),  # two sockets in one slot
+        ("udp_enqueue_schedule_skb", "udp4_lib_lookup", 2),
+        ("sock_def_readable", "sock_def_readable", 3),  # the sleeper's task, its neighbours
+        ("try_to_wake_up", "try_to_wake_up", 1),  # the running task's priority
+        ("context_switch", "schedule", 3),  # the registers: the queue
+        ("skb_recv_udp", "skb_recv_udp", 3),  # the skb's neighbours and size
+        ("udp_recvmsg", "skb_recv_udp", 5),  # the skb
+        ("udp_recvmsg", "udp_recvmsg", 6),  # header and 200 bytes of data
+    ]:
+        assert chains[needing, needed] == count, (needing, needed, chains[needing, needed])
 
 
 def test_cores_rest_when_there_is_nothing_to_do():

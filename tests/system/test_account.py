@@ -20,6 +20,7 @@ ETHER = Ether(dst=HOST_MAC.hex(":"), src=CLIENT_MAC.hex(":"))
 PACKET = ETHER / IP(src=str(CLIENT_IP), dst=str(HOST_IP))
 
 KEYS = {
+    "software",
     "per_packet",
     "stages",
     "schema",

@@ -23,8 +23,8 @@ def pseudo_header(addresses: bytes, length: int) -> bytes:
     return addresses + IPPROTO_UDP.to_bytes(2, "big") + length.to_bytes(2, "big")
 
 
-async def udp_lib_checksum_complete(cpu: Cpu, data: int, addresses: bytes, length: int) -> bool:
-    """Whether the checksum over pseudo header and the ``length`` bytes at ``data`` is right."""
+async def udp_lib_checksum_complete(cpu: Cpu, data: int, addresses: bytes, length: int, after: int = -1) -> bool:
+    """Whether the checksum over pseudo header and the ``length`` bytes at ``data``, known since ``after``, is right."""
     cpu.execute("csum_partial_64", (length + LINE - 1) // LINE)
-    datagram = await cpu.load_bytes(data, length)
+    datagram = await cpu.load_bytes(data, length, after=after)
     return fold(partial(pseudo_header(addresses, length) + datagram)) == 0xFFFF

@@ -30,9 +30,10 @@ async def napi_gro_receive(cpu: Cpu, skb: int) -> None:
 @function()
 async def netif_receive_skb(cpu: Cpu, skb: int) -> None:
     """Hand a packet to the protocol of its EtherType."""
-    head, data, protocol, kind = await cpu.get_all(skb, SK_BUFF.head, SK_BUFF.data, SK_BUFF.protocol, SK_BUFF.pkt_type)
+    head, data, kind = await cpu.get_all(skb, SK_BUFF.head, SK_BUFF.data, SK_BUFF.pkt_type)
+    protocol, loaded = await cpu.chase(*SK_BUFF.protocol.at(skb))
     cpu.put(skb, SK_BUFF.network_header, data - head)
-    if await cpu.load(_bucket(cpu, protocol), 8) != protocol or not protocol:
+    if await cpu.load(_bucket(cpu, protocol), 8, after=loaded) != protocol or not protocol:
         reason = "OTHERHOST" if kind == PacketType.OTHERHOST else "UNHANDLED_PROTO"
         await kfree_skb_reason(cpu, skb, reason)
         return

@@ -14,9 +14,9 @@ _ETH_P_802_2 = 0x0004
 
 
 @function()
-async def eth_type_trans(cpu: Cpu, skb: int, data: int, length: int) -> None:
-    """Read the header at ``data``, set protocol and packet type, move past it."""
-    header = await cpu.load(data, ETH_HLEN)
+async def eth_type_trans(cpu: Cpu, skb: int, data: int, length: int, after: int) -> None:
+    """Read the header at ``data``, known since load ``after``, set protocol and packet type, move past it."""
+    header = await cpu.load(data, ETH_HLEN, after=after)
     destination = header[:6]
     if destination == cpu.kernel.mac:
         kind = PacketType.HOST

@@ -28,14 +28,15 @@ def init_local_table(cpu: Cpu, addresses: list[bytes]) -> None:
 @function()
 async def ip_rcv(cpu: Cpu, skb: int) -> None:
     """Check the header, find out whether the packet is for this host, deliver it."""
-    data, length, kind = await cpu.get_all(skb, SK_BUFF.data, SK_BUFF.len, SK_BUFF.pkt_type)
+    length, kind = await cpu.get_all(skb, SK_BUFF.len, SK_BUFF.pkt_type)
+    data, loaded = await cpu.chase(*SK_BUFF.data.at(skb))
     if kind == PacketType.OTHERHOST:
         await kfree_skb_reason(cpu, skb, "OTHERHOST")
         return
     if length < _HEADER_BYTES:
         await kfree_skb_reason(cpu, skb, "PKT_TOO_SMALL")
         return
-    header = await cpu.load(data, _HEADER_BYTES)
+    header = await cpu.load(data, _HEADER_BYTES, after=loaded)
     header_length = (header[0] & 0xF) * 4
     if header[0] >> 4 != 4 or header_length < _HEADER_BYTES:
         await kfree_skb_reason(cpu, skb, "IP_INHDR")
@@ -44,7 +45,7 @@ async def ip_rcv(cpu: Cpu, skb: int) -> None:
         await kfree_skb_reason(cpu, skb, "PKT_TOO_SMALL")
         return
     cpu.execute("ip_fast_csum")
-    options = await cpu.load_bytes(data + _HEADER_BYTES, header_length - _HEADER_BYTES)
+    options = await cpu.load_bytes(data + _HEADER_BYTES, header_length - _HEADER_BYTES, after=loaded)
     if fold(partial(header + options)) != 0xFFFF:
         await kfree_skb_reason(cpu, skb, "IP_CSUM")
         return

@@ -5,7 +5,7 @@ import struct
 from sw.core import LINE, function
 from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
-from sw.linux.list import list_add_tail, list_del, list_first, list_splice_tail_init
+from sw.linux.list import Entry, list_add_tail, list_del, list_empty, list_first, list_splice_tail_init
 from sw.linux.net.checksum import IPPROTO_UDP, fold, partial, pseudo_header, udp_lib_checksum_complete
 from sw.linux.skb import SK_BUFF, IpSummed, consume_skb, kfree_skb_reason
 from sw.linux.socket import SOCK, skb_wait_for_more_packets, sock_def_readable
@@ -63,8 +63,8 @@ async def udp_rcv(cpu: Cpu, skb: int, data: int, ip_header: bytes, length: int) 
     if length < UDP_HEADER_BYTES:
         await kfree_skb_reason(cpu, skb, "PKT_TOO_SMALL")
         return
-    header = (await cpu.load(data, UDP_HEADER_BYTES)).to_bytes(UDP_HEADER_BYTES, "little")
-    _, port, udp_length, checksum = struct.unpack(">4H", header)
+    header, loaded = await cpu.chase(data, UDP_HEADER_BYTES)
+    _, port, udp_length, checksum = struct.unpack(">4H", header.to_bytes(UDP_HEADER_BYTES, "little"))
     if udp_length > length or udp_length < UDP_HEADER_BYTES:
         await kfree_skb_reason(cpu, skb, "PKT_TOO_SMALL")
         return
@@ -76,46 +76,44 @@ async def udp_rcv(cpu: Cpu, skb: int, data: int, ip_header: bytes, length: int) 
             await kfree_skb_reason(cpu, skb, "UDP_CSUM")
             return
         valid = True
-    sock = await udp4_lib_lookup(cpu, port)
+    sock, loaded = await udp4_lib_lookup(cpu, port, loaded)
     if not sock:
         valid = valid or await udp_lib_checksum_complete(cpu, data, ip_header[12:20], udp_length)
         await kfree_skb_reason(cpu, skb, "NO_SOCKET" if valid else "UDP_CSUM")
         return
     if valid:
         cpu.put(skb, SK_BUFF.ip_summed, IpSummed.UNNECESSARY)
-    await udp_queue_rcv_skb(cpu, sock, skb)
+    await udp_queue_rcv_skb(cpu, sock, skb, loaded)
 
 
 @function()
-async def udp4_lib_lookup(cpu: Cpu, port: int) -> int:
-    """The socket bound to ``port``, or 0."""
-    sock = await cpu.load(_slot(cpu, port), 8)
+async def udp4_lib_lookup(cpu: Cpu, port: int, after: int) -> tuple[int, int]:
+    """The socket bound to ``port``, known since load ``after``, or 0; the handle of the load that led to it."""
+    sock, loaded = await cpu.chase(_slot(cpu, port), after=after)
     while sock:
-        bound, following = await cpu.get_all(sock, SOCK.port, SOCK.hash_next)
+        bound = await cpu.get(sock, SOCK.port, after=loaded)
+        following = await cpu.chase(*SOCK.hash_next.at(sock), after=loaded)
         if bound == port:
-            return sock
-        sock = following
-    return 0
+            break
+        sock, loaded = following
+    return sock, loaded
 
 
 @function()
-async def udp_queue_rcv_skb(cpu: Cpu, sock: int, skb: int) -> None:
-    """Queue a datagram unless the socket holds too much already."""
-    await udp_enqueue_schedule_skb(cpu, sock, skb)
+async def udp_queue_rcv_skb(cpu: Cpu, sock: int, skb: int, after: int) -> None:
+    """Queue a datagram to ``sock``, known since load ``after``, unless that holds too much already."""
+    await udp_enqueue_schedule_skb(cpu, sock, skb, after)
 
 
 @function()
-async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int) -> None:
+async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int, after: int) -> None:
     """Charge the datagram to the socket, append it, wake the reader (``__udp_enqueue_schedule_skb``).
 
     While the reader falls behind, those who queue wait for each other at another lock than the reader's.
     """
     rmem_alloc = sock + SOCK.rmem_alloc.offset
-    allocated, limit, truesize = await cpu.load_all(
-        (rmem_alloc, 4),
-        (sock + SOCK.rcvbuf.offset, 4),
-        (skb + SK_BUFF.truesize.offset, 4),
-    )
+    allocated, limit = await cpu.get_all(sock, SOCK.rmem_alloc, SOCK.rcvbuf, after=after)
+    truesize = await cpu.get(skb, SK_BUFF.truesize)
     if allocated > limit:
         await atomic_add(cpu, 1, sock + SOCK.drops.offset)
         await kfree_skb_reason(cpu, skb, "SOCKET_RCVBUFF")
@@ -137,18 +135,19 @@ async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int) -> None:
 async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, tuple[int, int]]:
     """Take the next datagram whose checksum is right, copy it, free it."""
     while True:
-        skb = await skb_recv_udp(cpu, sock)
-        head, data, length, summed, network_header = await cpu.get_all(
-            skb, SK_BUFF.head, SK_BUFF.data, SK_BUFF.len, SK_BUFF.ip_summed, SK_BUFF.network_header
+        skb, loaded = await skb_recv_udp(cpu, sock)
+        head, length, summed, network_header = await cpu.get_all(
+            skb, SK_BUFF.head, SK_BUFF.len, SK_BUFF.ip_summed, SK_BUFF.network_header, after=loaded
         )
+        data, loaded = await cpu.chase(*SK_BUFF.data.at(skb), after=loaded)
         payload = data + UDP_HEADER_BYTES
         payload_length = length - UDP_HEADER_BYTES
         copied = min(payload_length, size)
         if summed == IpSummed.UNNECESSARY:
-            await copy_to_user(cpu, buffer, payload, copied)
+            await copy_to_user(cpu, buffer, payload, copied, loaded)
             valid = True
         else:
-            valid = await _copy_and_check(cpu, buffer, head + network_header, data, length, copied)
+            valid = await _copy_and_check(cpu, buffer, head + network_header, data, length, copied, loaded)
         local_bh_disable(cpu)
         if valid:
             packet = await consume_skb(cpu, skb)
@@ -159,22 +158,25 @@ async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int,
             return copied, packet
 
 
-async def _copy_and_check(cpu: Cpu, buffer: int, ip: int, data: int, length: int, copied: int) -> bool:
-    """Copy and checksum in one go (``skb_copy_and_csum_datagram_msg``), what is not copied too."""
-    addresses = await cpu.load_bytes(ip + _IP_ADDRESSES_OFFSET, _IP_ADDRESSES_BYTES)
+async def _copy_and_check(cpu: Cpu, buffer: int, ip: int, data: int, length: int, copied: int, after: int) -> bool:
+    """Copy and checksum in one go (``skb_copy_and_csum_datagram_msg``), what is not copied too.
+
+    ``data`` is known since load ``after``.
+    """
+    addresses = await cpu.load_bytes(ip + _IP_ADDRESSES_OFFSET, _IP_ADDRESSES_BYTES, after=after)
     if copied < length - UDP_HEADER_BYTES:
-        if not await udp_lib_checksum_complete(cpu, data, addresses, length):
+        if not await udp_lib_checksum_complete(cpu, data, addresses, length, after):
             return False
-        await copy_to_user(cpu, buffer, data + UDP_HEADER_BYTES, copied)
+        await copy_to_user(cpu, buffer, data + UDP_HEADER_BYTES, copied, after)
         return True
-    header = await cpu.load_bytes(data, UDP_HEADER_BYTES)
+    header = await cpu.load_bytes(data, UDP_HEADER_BYTES, after=after)
     total = partial(pseudo_header(addresses, length) + header)
-    total += await csum_and_copy_to_user(cpu, buffer, data + UDP_HEADER_BYTES, copied)
+    total += await csum_and_copy_to_user(cpu, buffer, data + UDP_HEADER_BYTES, copied, after)
     return fold(total) == 0xFFFF
 
 
 @function()
-async def skb_recv_udp(cpu: Cpu, sock: int) -> int:
+async def skb_recv_udp(cpu: Cpu, sock: int) -> Entry:
     """Dequeue a datagram, sleeping until there is one (``__skb_recv_udp``).
 
     The reader has a queue of its own, to which it moves what has arrived all at once.
@@ -184,24 +186,25 @@ async def skb_recv_udp(cpu: Cpu, sock: int) -> int:
     while True:
         await spin_lock_bh(cpu, lock)
         skb = await list_first(cpu, queue)
-        if skb:
+        if skb.address:
             await _dequeue(cpu, sock, skb)
-        elif await list_first(cpu, receive_queue):
+        elif not await list_empty(cpu, receive_queue):
             await raw_spin_lock(cpu, receive_lock)
             await list_splice_tail_init(cpu, receive_queue, queue)
             skb = await list_first(cpu, queue)
             await _dequeue(cpu, sock, skb, locked=True)
             raw_spin_unlock(cpu, receive_lock)
         await spin_unlock_bh(cpu, lock)
-        if skb:
+        if skb.address:
             return skb
         await skb_wait_for_more_packets(cpu, sock)
 
 
-async def _dequeue(cpu: Cpu, sock: int, skb: int, locked: bool = False) -> None:
+async def _dequeue(cpu: Cpu, sock: int, skb: Entry, locked: bool = False) -> None:
     """Take a datagram off the reader's queue; ``locked``: the receive queue's lock is held."""
-    empty = await list_del(cpu, skb)
-    await _rmem_release(cpu, sock, await cpu.get(skb, SK_BUFF.truesize), empty, locked)
+    empty = await list_del(cpu, skb.address, after=skb.loaded)
+    truesize = await cpu.get(skb.address, SK_BUFF.truesize, after=skb.loaded)
+    await _rmem_release(cpu, sock, truesize, empty, locked)
 
 
 async def _rmem_release(cpu: Cpu, sock: int, size: int, empty: bool, locked: bool) -> None:
@@ -209,7 +212,7 @@ async def _rmem_release(cpu: Cpu, sock: int, size: int, empty: bool, locked: boo
 
     With the receive queue locked for that, what has arrived meanwhile is moved to the reader's, too.
     """
-    deficit, rcvbuf = await cpu.load_all((sock + SOCK.forward_deficit.offset, 4), (sock + SOCK.rcvbuf.offset, 4))
+    deficit, rcvbuf = await cpu.get_all(sock, SOCK.forward_deficit, SOCK.rcvbuf)
     size += deficit
     if size < rcvbuf >> 2 and not empty:
         cpu.put(sock, SOCK.forward_deficit, size)
@@ -219,7 +222,7 @@ async def _rmem_release(cpu: Cpu, sock: int, size: int, empty: bool, locked: boo
     if not locked:
         await raw_spin_lock(cpu, lock)
     await atomic_add(cpu, -size, sock + SOCK.rmem_alloc.offset)
-    if await list_first(cpu, receive_queue):
+    if not await list_empty(cpu, receive_queue):
         await list_splice_tail_init(cpu, receive_queue, sock + SOCK.reader_queue.offset)
     if not locked:
         raw_spin_unlock(cpu, lock)
