@@ -13,7 +13,16 @@ from sw.bpf.verifier.precision import Origin, mark
 from sw.bpf.verifier.registers import ZERO, Register, RegisterType, scalar
 from sw.bpf.verifier.state import INVALID, MISC, SPILL, ZERO_BYTE, Frame, Slot, slot_of
 
-__all__ = ["check_range", "check_range_initialised", "holds_constant", "read", "read_range", "readable", "write", "write_range"]
+__all__ = [
+    "check_range",
+    "check_range_initialised",
+    "holds_constant",
+    "read",
+    "read_range",
+    "readable",
+    "write",
+    "write_range",
+]
 
 _UNTOUCHED = Slot(bytes([INVALID]) * SLOT_BYTES)
 _SPILLED = bytes([SPILL]) * SLOT_BYTES
