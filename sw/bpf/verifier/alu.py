@@ -1,18 +1,17 @@
 """What computing instructions make of what is known of their operands.
 
-Sound for every pair of values; as exact as Linux 6.18 is: it knows nothing of quotients, remainders, swapped bytes and
-of shifts by an unknown count.
+Sound for every pair of values; as exact as Linux 6.18 is: it knows nothing of quotients, remainders and of shifts by an
+unknown count.
 """
 
 from collections.abc import Callable
 
-from sw.bpf.arithmetic import compute
+from sw.bpf.arithmetic import compute, swap_bytes
 from sw.bpf.instruction import AluOperation
 from sw.bpf.verifier.bounds import (
     FULL32,
     FULL64,
     UNKNOWN,
-    UNKNOWN32,
     Bounds,
     Range,
     constant,
@@ -23,7 +22,7 @@ from sw.bpf.verifier.bounds import (
 )
 from sw.bpf.verifier.tnum import Tnum
 
-__all__ = ["result", "sign_extended"]
+__all__ = ["result", "sign_extended", "swapped"]
 
 _FULL = {64: FULL64, 32: FULL32}
 
@@ -35,13 +34,12 @@ def result(operation: int, width: int, a: Bounds, b: Bounds) -> Bounds:
         width: 64 or 32 bits.
         a, b: destination and second operand.
     """
-    unknown = UNKNOWN if width == 64 else UNKNOWN32
     if operation == AluOperation.NEG:
         operation, a, b = AluOperation.SUB, constant(0), a
     if operation not in _RANGES:
-        return unknown
+        return UNKNOWN
     if operation in _SHIFTS and not (b.is_known and b.bits.value < width):
-        return unknown
+        return UNKNOWN
     if a.is_known and b.is_known:
         return constant(compute(operation, width, a.bits.value, b.bits.value))
     if width == 32:
@@ -69,6 +67,14 @@ def sign_extended(bounds: Bounds, bits: int, width: int) -> Bounds:
     found = sharpen(tnum, span)
     extended = found if found is not None else UNKNOWN
     return extended if width == 64 else truncate(extended, 4)
+
+
+def swapped(bounds: Bounds, bits: int, swaps: bool) -> Bounds:
+    """What is known of the low ``bits`` in the other byte order, or (without ``swaps``) as they are, zeros above."""
+    if not swaps:
+        return truncate(bounds, bits // 8)
+    found = sharpen(Tnum(swap_bytes(bounds.bits.value, bits), swap_bytes(bounds.bits.mask, bits)))
+    return found if found is not None else UNKNOWN
 
 
 # ---- Ranges: of both operands' ranges and the bits of the result, at one width

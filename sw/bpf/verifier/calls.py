@@ -127,10 +127,11 @@ class _Arguments:
         elif pointer.type is RegisterType.STACK:
             fixed = pointer.bounds.is_known
             if not fixed and not self.privileged:
-                where = f"var_off={pointer.bounds.bits}"
+                where = f"var_off={pointer.bounds.bits} off={pointer.off}"
                 raise Refusal(EACCES, f"R{number} variable stack access prohibited for !root, {where}")
             owner = self.state.frames[pointer.frame]
-            least, most = stack.check_range(owner, number, pointer, 0, size, Access.READ.value)
+            room = stack.readable(owner, self.privileged)
+            least, most = stack.check_range(owner, number, pointer, 0, size, Access.READ.value, room)
             stack.check_range_initialised(owner, least, most, size, number, pointer, self.privileged)
         else:
             check_packet(pointer, number, 0, size)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from sw.bpf.helpers import HELPER_NAMES
-from sw.bpf.instruction import SLOT_BYTES, CallKind, Instruction, InstructionClass, disassemble
+from sw.bpf.instruction import SLOT_BYTES, AluOperation, CallKind, Instruction, InstructionClass, disassemble
 from sw.bpf.verifier.registers import Register, RegisterType
 from sw.bpf.verifier.state import Frame, Slot, State, slot_of
 
 __all__ = ["Log"]
 
-#: Column at which what is known begins.
-_COLUMN = 38
+#: Column at which what is known begins, and by how much it moves for longer instructions.
+_COLUMN, _COLUMN_STEP = 38, 8
 #: Lines that are kept at least: of a longer log the end, as in the kernel's ring.
 _KEPT = 1 << 15
 
@@ -96,7 +96,8 @@ class Log:
         if not known:
             return line
         frame = f"frame{entry.frame}: " if entry.frame else ""
-        return f"{line.ljust(_COLUMN)}; {frame}{' '.join(known)}"
+        column = max(_COLUMN, -(-(len(line) + _COLUMN_STEP - 2) // _COLUMN_STEP) * _COLUMN_STEP - 2)
+        return f"{line.ljust(column)}; {frame}{' '.join(known)}"
 
 
 def _named(instruction: Instruction) -> list[int]:
@@ -106,6 +107,8 @@ def _named(instruction: Instruction) -> list[int]:
     if instruction.is_exit or instruction.is_goto:
         return []
     numbers = {instruction.destination}
+    if instruction.is_alu and instruction.operation == AluOperation.END:
+        return [instruction.destination]
     if not instruction.is_wide and (not (instruction.is_alu or instruction.is_jump) or instruction.from_register):
         if instruction.instruction_class is not InstructionClass.ST:
             numbers.add(instruction.source)

@@ -41,6 +41,7 @@ def check_access(
     access: Access,
     value: Register | None,
     privileged: bool,
+    source: int = -1,
     sign_extends: bool = False,
 ) -> Register | None:
     """Check one load or store; gives what a load gives, zeros above.
@@ -51,6 +52,7 @@ def check_access(
         offset: of the instruction.
         value: what is stored, if that is known.
         privileged: whether the program's loader may see addresses (CAP_PERFMON).
+        source: number of the register that is stored.
         sign_extends: whether it is a load that extends the sign.
     """
     pointer = state.registers[number]
@@ -59,14 +61,14 @@ def check_access(
         return _stack(state, at, number, offset, size, access, value, privileged)
     if kind is RegisterType.MAP_VALUE:
         check_map_value(pointer, number, offset, size, access)
-        _check_leak(value, number, "map", privileged)
+        _check_leak(value, source, "map", privileged)
         return _unknown(size)
     if kind is RegisterType.CTX:
-        _check_leak(value, number, "ctx", privileged)
+        _check_leak(value, source, "ctx", privileged)
         check_unmodified(pointer, number)
         return _context(offset, size, access, sign_extends)
     if kind is RegisterType.PACKET or kind is RegisterType.PACKET_META:
-        _check_leak(value, number, "packet", privileged)
+        _check_leak(value, source, "packet", privileged)
         check_packet(pointer, number, offset, size)
         return _unknown(size)
     raise Refusal(EACCES, f"R{number} invalid mem access '{kind.value}'")
@@ -76,9 +78,9 @@ def _unknown(size: int) -> Register:
     return scalar(truncate(UNKNOWN, size))
 
 
-def _check_leak(value: Register | None, number: int, where: str, privileged: bool) -> None:
+def _check_leak(value: Register | None, source: int, where: str, privileged: bool) -> None:
     if not privileged and value is not None and value.is_pointer:
-        raise Refusal(EACCES, f"R{number} leaks addr into {where}")
+        raise Refusal(EACCES, f"R{source} leaks addr into {where}")
 
 
 def check_unmodified(pointer: Register, number: int) -> None:
@@ -155,10 +157,11 @@ def _stack(
     pointer = state.registers[number]
     _check_alignment(pointer, offset, size)
     owner = state.frames[pointer.frame]
-    least, most = stack.check_range(owner, number, pointer, offset, size, access.value)
+    room = stack.readable(owner, privileged or access is Access.WRITE)
+    least, most = stack.check_range(owner, number, pointer, offset, size, access.value, room)
     fixed = pointer.bounds.is_known
     if not fixed and not privileged:
-        where = f"var_off={pointer.bounds.bits} off={pointer.off + offset}"
+        where = f"var_off={pointer.bounds.bits} off={pointer.off}"
         raise Refusal(EACCES, f"R{number} variable stack access prohibited for !root, {where}")
     if access is Access.READ:
         return stack.read(owner, least, size, privileged) if fixed else stack.read_range(owner, least, most, size)

@@ -78,7 +78,7 @@ def add_to_pointer(
     adds_nothing = addend.is_zero and operation == AluOperation.ADD
     if kind not in _ARITHMETIC and not (kind is RegisterType.CONST_PTR_TO_MAP and adds_nothing):
         raise Refusal(EACCES, f"R{number} pointer arithmetic on {kind.value} prohibited")
-    _check_offset(kind, addend.bounds, addend.off)
+    _check_offset(kind, addend.bounds, 0)
     _check_offset(kind, pointer.bounds, pointer.off)
     if operation == AluOperation.SUB:
         if not is_destination:
@@ -153,7 +153,7 @@ class PacketComparison:
         """All pointers of the same base may be used up to the one that was compared."""
         pointer = self.pointer
         most = pointer.bounds.whole.umax
-        if pointer.off < 0 or (pointer.off == 0 and not strict):
+        if pointer.off < 0 or (pointer.off == 0 and strict):  # of one byte at its base the kernel makes nothing
             return
         if most > _MAX_PACKET_OFF or most + pointer.off > _MAX_PACKET_OFF:
             return

@@ -137,7 +137,9 @@ class _Comparison:
         if kind is RegisterType.SCALAR:
             if not _matters(old.origins):
                 return True
-            if not old.bounds.covers(new.bounds) or (old.id and not self._same_id(old.id, new.id)):
+            if not old.bounds.covers(new.bounds):
+                return False
+            if old.id and (old.off != new.off or not self._same_id(old.id, new.id)):
                 return False
             self.needed.extend(new.origins)
             return True

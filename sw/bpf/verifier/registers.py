@@ -53,7 +53,7 @@ class Register(NamedTuple):
 
     type: RegisterType
     bounds: Bounds = _ZERO  #: of a scalar; of a pointer, what was added to it besides ``off``
-    off: int = 0  #: known part of a pointer's offset
+    off: int = 0  #: known part of a pointer's offset; of a number, what it is more than others with its id
     id: int = 0  #: not 0: equal to all others with this id (scalars), or of one origin with them (pointers)
     range: int = 0  #: of a packet pointer: bytes from its base (``off`` 0) that are known to be in the packet
     map: MapDefinition | None = None  #: of a pointer to a map or to a value
@@ -105,14 +105,15 @@ class Register(NamedTuple):
     def _scalar_text(self) -> str:
         if self.bounds.is_known:
             return _number(self.bounds.whole.smin)
-        parts = [f"id={self.id}"] if self.id else []
+        more = f"{self.off:+d}" if self.off else ""
+        parts = [f"id={self.id}{more}"] if self.id else []
         return f"scalar({','.join(parts + _bounds_text(self.bounds))})"
 
 
 def _number(value: int, is_signed: bool = True) -> str:
     """Small numbers are decimal, others hexadecimal (``verbose_snum``, ``verbose_unum``)."""
-    least, most = (-0x8000, 0x7FFF) if is_signed else (-1, 0xFFFF)
-    return str(value) if least < value < most else hex(value & FULL64.umax)
+    least, most = (-0x8000, 0x7FFF) if is_signed else (0, 0xFFFF)
+    return str(value) if least <= value <= most else hex(value & FULL64.umax)
 
 
 def _bounds_text(bounds: Bounds) -> list[str]:
@@ -128,11 +129,11 @@ def _bounds_text(bounds: Bounds) -> list[str]:
         ("umin32", half.umin, FULL32.umin),
         ("umax32", half.umax, FULL32.umax),
     ]
-    groups: dict[int, list[str]] = {}
+    groups: dict[tuple[str, int], list[str]] = {}
     for name, value, says_nothing in limits:
         if value != says_nothing:
-            groups.setdefault(value, []).append(name)
-    parts = [f"{'='.join(names)}={_number(value, names[0][0] == 's')}" for value, names in groups.items()]
+            groups.setdefault((name[1:4], value), []).append(name)
+    parts = [f"{'='.join(names)}={_number(value, names[0][0] == 's')}" for (_, value), names in groups.items()]
     if bounds.bits.mask not in (FULL64.umax, 0):
         parts.append(f"var_off={bounds.bits}")
     return parts

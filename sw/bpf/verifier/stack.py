@@ -13,7 +13,16 @@ from sw.bpf.verifier.precision import Origin, mark
 from sw.bpf.verifier.registers import ZERO, Register, RegisterType, scalar
 from sw.bpf.verifier.state import INVALID, MISC, SPILL, ZERO_BYTE, Frame, Slot, slot_of
 
-__all__ = ["check_range", "check_range_initialised", "holds_constant", "read", "read_range", "write", "write_range"]
+__all__ = [
+    "check_range",
+    "check_range_initialised",
+    "holds_constant",
+    "read",
+    "read_range",
+    "readable",
+    "write",
+    "write_range",
+]
 
 _UNTOUCHED = Slot(bytes([INVALID]) * SLOT_BYTES)
 _SPILLED = bytes([SPILL]) * SLOT_BYTES
@@ -21,7 +30,9 @@ _SPILLED = bytes([SPILL]) * SLOT_BYTES
 _MAX_VAR_OFF = 1 << 29
 
 
-def check_range(owner: Frame, number: int, pointer: Register, offset: int, size: int, access: str) -> tuple[int, int]:
+def check_range(
+    owner: Frame, number: int, pointer: Register, offset: int, size: int, access: str, room: int = STACK_BYTES
+) -> tuple[int, int]:
     """Least and greatest offset from the frame pointer of an access.
 
     Arguments:
@@ -29,6 +40,7 @@ def check_range(owner: Frame, number: int, pointer: Register, offset: int, size:
         number: of the register that is the pointer.
         offset: of the instruction.
         access: ``read from`` or ``write to``.
+        room: bytes of stack that may be accessed.
     """
     span, off = pointer.bounds.whole, pointer.off + offset
     if pointer.bounds.is_known:
@@ -37,8 +49,8 @@ def check_range(owner: Frame, number: int, pointer: Register, offset: int, size:
         raise Refusal(EACCES, f"invalid unbounded variable-offset {access} stack R{number}")
     else:
         least, most = off + span.smin, off + span.smax
-    if not -STACK_BYTES <= least < 0 or most + size > 0:
-        errno = EINVAL if -STACK_BYTES <= least < 0 else EACCES
+    if not -room <= least < 0 or most + size > 0:
+        errno = EINVAL if -room <= least < 0 else EACCES
         if pointer.bounds.is_known:
             raise Refusal(errno, f"invalid {access} stack R{number} off={least} size={size}")
         where = f"R{number} var_off={pointer.bounds.bits} off={off} size={size}"
@@ -47,11 +59,14 @@ def check_range(owner: Frame, number: int, pointer: Register, offset: int, size:
     return least, most
 
 
-def _forget(kind: int, privileged: bool) -> int:
+def readable(owner: Frame, privileged: bool) -> int:
+    """Bytes of stack that may be read: all of it, or as far down as something was written."""
+    return STACK_BYTES if privileged else SLOT_BYTES * (max(owner.stack, default=-1) + 1)
+
+
+def _forget(kind: int) -> int:
     """Kind of a byte whose spilled register is gone."""
-    if kind == INVALID and privileged:
-        return INVALID
-    return ZERO_BYTE if kind == ZERO_BYTE else MISC
+    return MISC if kind == SPILL else kind
 
 
 def write(frame: Frame, owner: Frame, offset: int, size: int, value: Register, whole: bool, privileged: bool) -> None:
@@ -77,11 +92,11 @@ def write(frame: Frame, owner: Frame, offset: int, size: int, value: Register, w
         return
     if whole and place == 0:
         if value.bounds.whole.umax >> 8 * size:
-            value = value._replace(id=0)  # what is read back is cut, so no longer equal
-        rest = bytes(_forget(kind, privileged) for kind in slot.kinds[size:])
+            value = value._replace(id=0, off=0)  # what is read back is cut, so no longer equal
+        rest = bytes(_forget(kind) for kind in slot.kinds[size:])
         owner.stack[number] = Slot(_SPILLED[:size] + rest, value, None if size == SLOT_BYTES else slot.origin)
         return
-    kinds = [_forget(kind, privileged) if spilled is not None else kind for kind in slot.kinds]
+    kinds = [_forget(kind) if spilled is not None else kind for kind in slot.kinds]
     kind = MISC
     if whole and value.is_zero:
         mark(value.origins)
@@ -108,7 +123,7 @@ def write_range(
         if slot.spilled is not None:
             if slot.kinds[place] == SPILL and slot.spilled.is_zero and value.is_zero:
                 continue
-            kinds = bytearray(_forget(kind, privileged) for kind in slot.kinds)
+            kinds = bytearray(_forget(kind) for kind in slot.kinds)
         else:
             kinds = bytearray(slot.kinds)
         if not privileged:
@@ -137,7 +152,7 @@ def read(owner: Frame, offset: int, size: int, privileged: bool) -> Register:
             raise Refusal(EACCES, "invalid size of register fill")
         if place == 0 and kinds == _SPILLED[:size]:
             fits = not spilled.bounds.whole.umax >> 8 * size
-            return scalar(truncate(spilled.bounds, size), spilled.origins, spilled.id if fits else 0)
+            return spilled if fits else scalar(truncate(spilled.bounds, size), spilled.origins)
         if spilled.is_zero and all(kind == SPILL for kind in kinds):
             mark(spilled.origins)
             return ZERO

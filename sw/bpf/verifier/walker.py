@@ -261,19 +261,31 @@ class Walker:
         if operand is None:
             operand = scalar(constant(instruction.immediate))
         if register.is_scalar and operand.is_scalar:
-            width = _width(instruction)
-            # A signed quotient or remainder is as unknown as the others.
-            bounds = alu.result(operation, width, register.bounds, operand.bounds) if not instruction.offset else None
-            unknown = UNKNOWN if width == 64 else UNKNOWN32
-            origins = register.origins | operand.origins
-            state.registers[destination] = scalar(bounds if bounds is not None else unknown, origins)
+            state.registers[destination] = self._computed(instruction, register, operand)
         else:
             state.registers[destination] = self._with_pointer(instruction, register, operand)
 
+    def _computed(self, instruction: Instruction, register: Register, operand: Register) -> Register:
+        """Result of an operation on two numbers."""
+        operation, width = instruction.operation, _width(instruction)
+        origins = register.origins | operand.origins
+        if instruction.offset:  # a signed quotient or remainder is as unknown as the others
+            return scalar(origins=origins)
+        result = scalar(alu.result(operation, width, register.bounds, operand.bounds), origins)
+        if operation == AluOperation.ADD and width == 64 and not instruction.from_register:
+            # So much more than the numbers that it was a copy of; only of copies, not of sums.
+            if register.id and not register.off and result.bounds.bits.mask:
+                return result._replace(id=register.id, off=instruction.immediate)
+        return result
+
     def _unary(self, instruction: Instruction, register: Register) -> Register:
         """Result of NEG or END."""
-        if instruction.operation == AluOperation.END or register.is_pointer:
+        if register.is_pointer:
             return scalar()
+        if instruction.operation == AluOperation.END:
+            # Memory is little-endian: to little-endian only cuts.
+            swaps = _width(instruction) == 64 or instruction.from_register
+            return scalar(alu.swapped(register.bounds, instruction.immediate, swaps), register.origins)
         return scalar(alu.result(AluOperation.NEG, _width(instruction), register.bounds, ZERO.bounds), register.origins)
 
     def _moved(self, instruction: Instruction, state: State) -> Register:
@@ -358,6 +370,7 @@ class Walker:
             access,
             value,
             self.privileged,
+            instruction.source,
             instruction.mode == Mode.MEMSX,
         )
         (self.context_accesses if to_context else self.other_accesses).add(at)
@@ -443,6 +456,8 @@ class Walker:
     def _decided(
         self, instruction: Instruction, a: Register, b: Register, width: int, packet: PacketComparison
     ) -> bool | None:
+        if a.is_scalar and a is b:
+            return _SAME.get(JumpOperation(instruction.operation))
         if a.is_scalar and b.is_scalar:
             return decided(instruction.operation, a.bounds, b.bounds, width)
         if packet.is_one:
@@ -469,15 +484,17 @@ class Walker:
         """More is known of a number, in one register and its copies."""
         state.registers[number] = register._replace(bounds=bounds, origins=origins)
         if register.id:
-            self._learn_linked(state, register.id, bounds, origins)
+            self._learn_linked(state, register, bounds, origins)
 
-    def _learn_linked(self, state: State, id: int, bounds: Bounds, origins: Origins) -> None:
-        """All copies of a number are as it is, and what is known of them depends on the same."""
+    def _learn_linked(self, state: State, learnt: Register, bounds: Bounds, origins: Origins) -> None:
+        """All copies of a number are as it is, or more by what was added, and depend on the same."""
 
         def linked(register: Register) -> Register | None:
-            if register.id != id or not register.is_scalar:
+            if register.id != learnt.id or not register.is_scalar:
                 return None
-            return register._replace(bounds=bounds, origins=register.origins | origins)
+            more = register.off - learnt.off
+            found = alu.result(AluOperation.ADD, 64, bounds, constant(more)) if more else bounds
+            return register._replace(bounds=found, origins=register.origins | origins)
 
         state.replace(linked)
 
@@ -539,6 +556,21 @@ _SYMBOLS = {
     AluOperation.MOD: "%=",
     AluOperation.XOR: "^=",
     AluOperation.ARSH: "s>>=",
+}
+
+
+#: How a number compares with itself; JSET depends on whether it is 0.
+_SAME = {
+    JumpOperation.JEQ: True,
+    JumpOperation.JGE: True,
+    JumpOperation.JLE: True,
+    JumpOperation.JSGE: True,
+    JumpOperation.JSLE: True,
+    JumpOperation.JNE: False,
+    JumpOperation.JGT: False,
+    JumpOperation.JLT: False,
+    JumpOperation.JSGT: False,
+    JumpOperation.JSLT: False,
 }
 
 

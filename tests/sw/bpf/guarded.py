@@ -233,7 +233,8 @@ class Machine:
         if kind is RegisterType.NOT_INIT:
             return True
         if kind is RegisterType.SCALAR:
-            same = not register.id or ids.setdefault((True, register.id), value) == value
+            base = (value - register.off) & MASK64
+            same = not register.id or ids.setdefault((True, register.id), base) == base
             return same and value in register.bounds
         if kind is RegisterType.CONST_PTR_TO_MAP:
             return value == register.map_fd

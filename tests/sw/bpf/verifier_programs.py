@@ -81,9 +81,11 @@ class _Writer:
             self.write(f"r{to} = {order}{self.random.choice((16, 32, 64))} r{to}")
 
     def condition(self) -> str:
+        """Of two different registers: what a number says of itself older kernels do not see."""
         letter = self.random.choice("rrw")
-        operand = f"{letter}{self.scalar()}" if self.random.random() < 0.35 else str(self.number())
-        return f"if {letter}{self.scalar()} {self.random.choice(_CONDITIONS)} {operand} goto"
+        register, other = self.random.sample((0, 1, 2, 3, 4, 5, 9), 2)
+        operand = f"{letter}{other}" if self.random.random() < 0.35 else str(self.number())
+        return f"if {letter}{register} {self.random.choice(_CONDITIONS)} {operand} goto"
 
     def branch(self) -> None:
         if self.depth >= 3:
