@@ -627,7 +627,7 @@ class LoopEngine:
             self._tell_frame(*self._left)
 
     async def _begin(self, at: int, due: list[int]) -> bool:
-        """The domains in ``due`` are to execute an edge at ``at``: let those with a time catch up. Whether any had to."""
+        """The domains in ``due`` will execute an edge at ``at``: let those with a time catch up; whether any had to."""
         backend = self._backend
         late = []
         for d in due:

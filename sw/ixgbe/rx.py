@@ -151,7 +151,7 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
             result, data, length = await ixgbe_run_xdp(cpu, ring.xdp, packet, page, start, data, length, IXGBE_RX_BUFSZ)
             if result is not XdpResult.PASS:
                 sent = result is XdpResult.TX
-                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, handed_up=sent)
+                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, sent, loaded)
                 return 0
         skb = await napi_build_skb(cpu, page, start, IXGBE_RX_BUFSZ, data - start, length)
         reason = "" if skb else "NOMEM"
