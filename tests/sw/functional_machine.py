@@ -27,7 +27,7 @@ FCS_BYTES = 4
 
 
 class FunctionalNic:
-    """One receive queue, two transmit queues, one vector; reads and writes memory at once. Frames come and go without FCS."""
+    """One receive queue, two transmit queues, one vector; memory takes no time. Frames come and go without FCS."""
 
     def __init__(self, machine: "FunctionalMachine"):
         self.machine = machine
