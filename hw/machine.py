@@ -47,7 +47,7 @@ class Machine(Elaboratable):
 
     Attributes:
         config: what it was made from.
-        domains: clock domains in the order of their numbers: one per core, then uncore, nic, dram.
+        domains: clock domains in the order of their numbers: one per core, then uncore, nic, dram, one per L2 cache.
         host: one :class:`~hw.bus.core.CoreHost` per core, as the host sees it: it drives ``operation``.
         wire: a :data:`~hw.bus.wire.WireStream` that the host drives.
         now: per domain, the number of its next edge; its ``advance`` is driven by the host.
@@ -58,9 +58,11 @@ class Machine(Elaboratable):
     def __init__(self, config: MachineConfig):
         self.config = config
         self.core_domains = [f"core{index}" for index in range(config.core.count)]
-        self.domains = [*self.core_domains, "uncore", "nic", "dram"]
+        self.l2_domains = [f"{domain}_l2" for domain in self.core_domains]
+        self.domains = [*self.core_domains, "uncore", "nic", "dram", *self.l2_domains]
 
-        self.core = [Core(config, index, domain) for index, domain in enumerate(self.core_domains)]
+        own = zip(self.core_domains, self.l2_domains, strict=True)
+        self.core = [Core(config, index, domain, l2_domain) for index, (domain, l2_domain) in enumerate(own)]
         self.llc = LastLevelCache(config)
         self.dram = DramController(config.dram)
         self.noncached = NonCachedWrites(config.core.count, config.llc.slots)
@@ -114,18 +116,20 @@ class Machine(Elaboratable):
                 if hasattr(component, "now"):
                     m.d.comb += component.now.eq(self.now[domain].now)
             m.d.comb += self.quiet[domain].eq(_all(quiet))
+        for domain, core in zip(self.l2_domains, self.core, strict=True):
+            m.d.comb += self.quiet[domain].eq(_all([*self._crossing_quiet[domain], core.l2_quiet]))
         return m
 
     def _join_core(self, m: Module, index: int) -> None:
-        core, domain = self.core[index], self.core_domains[index]
+        core, domain, l2_domain = self.core[index], self.core_domains[index], self.l2_domains[index]
         client, link = self.llc.client[index], core.tilelink
         mmio = self.root_complex.mmio[index]
         for channel, shape in (("a", ChannelA), ("c", ChannelC), ("e", ChannelE)):
             source, sink = getattr(link, channel), getattr(client, channel)
-            self._cross(m, f"{domain}_{channel}", source, sink, shape, domain, "uncore", depth=TILELINK_DEPTH)
+            self._cross(m, f"{domain}_{channel}", source, sink, shape, l2_domain, "uncore", depth=TILELINK_DEPTH)
         for channel, shape in (("b", ChannelB), ("d", ChannelD)):
             source, sink = getattr(client, channel), getattr(link, channel)
-            self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", domain, depth=TILELINK_DEPTH)
+            self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", l2_domain, depth=TILELINK_DEPTH)
         writes, done = core.noncached, self.noncached.core[index]
         self._cross(m, f"{domain}_noncached", writes.write, done.write, NonCachedWrite, domain, "uncore")
         self._cross(m, f"noncached_{domain}", done.done, writes.done, 1, "uncore", domain)

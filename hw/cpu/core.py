@@ -26,7 +26,10 @@ L1_MISS_CYCLES = 2 + 2
 
 
 class Core(wiring.Component):
-    """Core number ``index``, all of it in ``domain``; docs/core.md draws it.
+    """Core number ``index``; docs/core.md draws it.
+
+    The L2 cache may have a domain of its own, ``l2_domain``, with a clock of the same frequency and phase: it often has
+    nothing to do while the core runs, and then needs no edges. Everything else is in ``domain``.
 
     Ports:
         host: operations from software and what becomes of them.
@@ -35,7 +38,8 @@ class Core(wiring.Component):
         mmio: uncached accesses to devices.
         interrupt: messages to this core's interrupt controller.
         now: number of the next edge of ``domain``.
-        quiet: see docs/architecture.md.
+        quiet: see docs/architecture.md; of ``domain``.
+        l2_quiet: likewise, of ``l2_domain``.
     """
 
     host: In(CoreHost())
@@ -45,15 +49,17 @@ class Core(wiring.Component):
     interrupt: In(stream.Signature(Interrupt))
     now: In(NOW_WIDTH)
     quiet: Out(1)
+    l2_quiet: Out(1)
 
-    def __init__(self, config: MachineConfig, index: int, domain: str):
+    def __init__(self, config: MachineConfig, index: int, domain: str, l2_domain: str | None = None):
         super().__init__()
         self.port = CorePort(config, index, domain)
         self.mmu = Mmu(config.tlb, domain)
         self.loads = LoadArbiter(domain)
         self.l1 = L1Cache(config.l1, config.core, domain)
         self.l1i = L1ICache(config.l1i, domain)
-        self.l2 = L2Cache(config, domain, hit_cycles=config.l2.latency - L1_MISS_CYCLES)
+        self.domain = domain
+        self.l2 = L2Cache(config, l2_domain or domain, hit_cycles=config.l2.latency - L1_MISS_CYCLES)
         self.interrupts = InterruptController(domain)
 
     def elaborate(self, platform):
@@ -105,8 +111,8 @@ class Core(wiring.Component):
             interrupts.acknowledge.eq(port.interrupt_acknowledge),
             port.now.eq(self.now),
             mmu.now.eq(self.now),
-            self.quiet.eq(
-                port.quiet & mmu.quiet & self.loads.quiet & l1.quiet & l1i.quiet & l2.quiet & interrupts.quiet
-            ),
+            self.l2_quiet.eq(l2.quiet),
         ]
+        quiet = port.quiet & mmu.quiet & self.loads.quiet & l1.quiet & l1i.quiet & interrupts.quiet
+        m.d.comb += self.quiet.eq(quiet & l2.quiet if l2.domain == self.domain else quiet)
         return m

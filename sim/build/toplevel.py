@@ -236,8 +236,8 @@ def with_constants(verilog_text: str) -> str:
 
 
 def _clock_of(domain: str) -> str:
-    """The clock that a domain runs on: all ``core<i>`` share one frequency."""
-    return domain.rstrip("0123456789")
+    """The clock that a domain runs on: all ``core<i>`` and ``core<i>_<part>`` share one frequency."""
+    return domain.partition("_")[0].rstrip("0123456789")
 
 
 def _named(signal: Signal, path: str, field: str) -> Signal:

@@ -27,7 +27,7 @@ def test_figures(machine):
     assert len(figures["workloads"]) == len(bench.WORKLOADS)
     for workload in figures["workloads"]:
         domains = workload["domains"]
-        assert list(domains) == ["core0", "core1", "uncore", "nic", "dram"]
+        assert list(domains) == ["core0", "core1", "uncore", "nic", "dram", "core0_l2", "core1_l2"]
         assert 0 < domains["core0"]["executed"] <= domains["core0"]["cycles"] == workload["core_cycles"]
         assert domains["uncore"]["ns_per_edge"] > 0
 
