@@ -27,7 +27,9 @@ def test_figures(machine):
     assert len(figures["workloads"]) == len(bench.WORKLOADS)
     for workload in figures["workloads"]:
         domains = workload["domains"]
-        assert list(domains) == ["core0", "core1", "uncore", "nic", "dram"]
+        parts = ("", "_mmu", "_l1", "_l1i", "_l2")
+        cores = [f"core{index}{part}" for index in (0, 1) for part in parts]
+        assert list(domains) == [*cores, "uncore", "nic", "dram"]
         assert 0 < domains["core0"]["executed"] <= domains["core0"]["cycles"] == workload["core_cycles"]
         assert domains["uncore"]["ns_per_edge"] > 0
 
