@@ -136,6 +136,8 @@ def _bounds_text(bounds: Bounds) -> list[str]:
     groups: dict[tuple[str, int], list[str]] = {}
     for name, value, says_nothing in limits:
         if value != says_nothing:
+            if name.startswith("s") and name.endswith("32") and not -0x8000 <= value <= 0x7FFF:
+                value &= FULL32.umax
             groups.setdefault((name[1:4], value), []).append(name)
     parts = [f"{'='.join(names)}={_number(value, names[0][0] == 's')}" for (_, value), names in groups.items()]
     if bounds.bits.mask not in (FULL64.umax, 0):

@@ -192,6 +192,30 @@ def test_a_branch_that_was_foreseen_matters():
         _verify(text)
 
 
+def test_numbers_lost_alike_are_not_equal():
+    """Two pointers into a packet that was moved are unknown, and not by that the same."""
+    text = """
+        r6 = *(u32 *)(r1 +0); r7 = r6; r7 += 8; r2 = 4
+        call xdp_adjust_head
+        r0 = 0
+        if r6 s<= r7 goto out
+        r0 = *(u64 *)(r6 +0)
+        out: exit
+    """
+    with pytest.raises(VerifierError, match="R6 invalid mem access 'scalar'"):
+        _verify(text)
+
+
+def test_a_number_and_itself():
+    """What is never reached is not looked at."""
+    text = "r2 = *(u32 *)(r1 +16); r0 = 0; if r2 {} r2 goto out; r0 = *(u64 *)(r2 +0); out: exit"
+    for condition in ("==", ">=", "<=", "s>=", "s<="):
+        assert _verify(text.format(condition)).dead == {3}
+    for condition in ("!=", ">", "<", "s>", "s<", "&"):
+        with pytest.raises(VerifierError, match="R2 invalid mem access 'scalar'"):
+            _verify(text.format(condition))
+
+
 def test_a_loop_is_walked_through():
     text = "r0 = 0; a: r0 += 1; if r0 < {} goto a; exit"
     assert _verify(text.format(1000)).processed == 2002
