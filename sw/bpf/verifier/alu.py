@@ -47,6 +47,8 @@ def result(operation: int, width: int, a: Bounds, b: Bounds) -> Bounds:
         return zero_extended(bits, _RANGES[operation](a.half, b.half, bits, 32))
     bits = _BITS[operation](a.bits, b.bits, 64)
     whole = _RANGES[operation](a.whole, b.whole, bits, 64)
+    if operation == AluOperation.LSH and b.bits.value == 32:  # the first half of how compilers extend a sign
+        whole = whole._replace(smin=a.half.smin << 32, smax=a.half.smax << 32)
     half = FULL32 if operation in _SHIFTS else _RANGES[operation](a.half, b.half, bits.low(32), 32)
     found = sharpen(bits, whole, half)
     return found if found is not None else UNKNOWN
@@ -136,10 +138,7 @@ def _left(a: Range, b: Range, bits: Tnum, width: int) -> Range:
     umin, umax = a.umin << count, a.umax << count
     if umax > full.umax:
         umin, umax = 0, full.umax
-    smin, smax = a.smin << count, a.smax << count
-    if smin < full.smin or smax > full.smax:
-        smin, smax = full.smin, full.smax
-    return Range(umin, umax, smin, smax)
+    return Range(umin, umax, full.smin, full.smax)
 
 
 def _right(a: Range, b: Range, bits: Tnum, width: int) -> Range:

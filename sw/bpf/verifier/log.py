@@ -78,11 +78,13 @@ class Log:
         if numbers is None:
             numbers = self._named[entry.at] = _named(instruction)
         entry.registers = tuple([(number, frame.registers[number]) for number in numbers])
-        if instruction.opcode & 7 in (InstructionClass.ST, InstructionClass.STX):
-            base = frame.registers[instruction.destination]
+        kind = instruction.opcode & 7
+        if kind in (InstructionClass.LDX, InstructionClass.ST, InstructionClass.STX):
+            base = frame.registers[instruction.source if kind == InstructionClass.LDX else instruction.destination]
             if base.type is RegisterType.STACK and base.bounds.is_known and base.frame == frame.number:
                 number = slot_of(base.off + base.bounds.whole.smin + instruction.offset)[0]
-                entry.slots = ((number, frame.stack[number]),)
+                if number in frame.stack:
+                    entry.slots = ((number, frame.stack[number]),)
 
     def text(self) -> str:
         """All lines."""
@@ -91,12 +93,14 @@ class Log:
     def _format(self, entry: _Entry) -> str:
         text = disassemble(self.instructions, entry.at, HELPER_NAMES)
         line = f"{entry.at}: ({self.instructions[entry.at].opcode:02x}) {text}"
-        known = [f"R{n}={register}" for n, register in entry.registers if register.type is not RegisterType.NOT_INIT]
-        known += [f"fp-{SLOT_BYTES * (n + 1)}={slot}" for n, slot in entry.slots]
+        number = entry.frame
+        there = [(n, register) for n, register in entry.registers if register.type is not RegisterType.NOT_INIT]
+        known = [f"R{n}={register.text(number)}" for n, register in there]
+        known += [f"fp-{SLOT_BYTES * (n + 1)}={slot.text(number)}" for n, slot in entry.slots]
         if not known:
             return line
         frame = f"frame{entry.frame}: " if entry.frame else ""
-        column = max(_COLUMN, -(-(len(line) + _COLUMN_STEP - 2) // _COLUMN_STEP) * _COLUMN_STEP - 2)
+        column = max(_COLUMN, -(-(len(line) + _COLUMN_STEP // 2) // _COLUMN_STEP) * _COLUMN_STEP - 2)
         return f"{line.ljust(column)}; {frame}{' '.join(known)}"
 
 

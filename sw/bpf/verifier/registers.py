@@ -82,20 +82,24 @@ class Register(NamedTuple):
         return self.is_constant and self.bounds.bits.value == 0
 
     def __str__(self) -> str:
+        return self.text(0)
+
+    def text(self, frame: int) -> str:
+        """As the log writes it among the registers of a frame."""
         if self.type is RegisterType.SCALAR:
             return self._scalar_text()
         if self.type is RegisterType.STACK and self.bounds.is_known:
-            return f"fp[{self.frame}]{self.off}" if self.frame else f"fp{self.off}"
+            return f"fp[{self.frame}]{self.off}" if self.frame != frame else f"fp{self.off}"
         parts = []
         if self.id:
             parts.append(f"id={self.id}")
+        if self.map is not None:
+            parts += [f"map={self.map.name}"] if self.map.name else []
+            parts += [f"ks={self.map.key_size}", f"vs={self.map.value_size}"]
         if self.off:
             parts.append(f"off={_number(self.off)}")
         if self.type in (RegisterType.PACKET, RegisterType.PACKET_META):
             parts.append(f"r={self.range}")
-        if self.map is not None:
-            parts += [f"map={self.map.name}"] if self.map.name else []
-            parts += [f"ks={self.map.key_size}", f"vs={self.map.value_size}"]
         if not self.bounds.is_known:
             parts += _bounds_text(self.bounds)
         elif self.bounds.bits.value:
@@ -132,6 +136,8 @@ def _bounds_text(bounds: Bounds) -> list[str]:
     groups: dict[tuple[str, int], list[str]] = {}
     for name, value, says_nothing in limits:
         if value != says_nothing:
+            if name.startswith("s") and name.endswith("32") and not -0x8000 <= value <= 0x7FFF:
+                value &= FULL32.umax
             groups.setdefault((name[1:4], value), []).append(name)
     parts = [f"{'='.join(names)}={_number(value, names[0][0] == 's')}" for (_, value), names in groups.items()]
     if bounds.bits.mask not in (FULL64.umax, 0):

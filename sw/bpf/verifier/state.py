@@ -25,11 +25,10 @@ class Slot(NamedTuple):
     spilled: Register | None = None  #: what the bytes of kind SPILL are the low bytes of
     origin: Origin | None = None  #: set by a checkpoint; whether anybody reads it afterwards
 
-    def __str__(self) -> str:
-        if self.spilled is not None and self.kinds[SLOT_BYTES - 1] == SPILL:
-            return str(self.spilled)
-        kinds = "".join(_LETTERS[kind] for kind in reversed(self.kinds))
-        return f"{kinds}:{self.spilled}" if self.spilled is not None else kinds
+    def text(self, frame: int) -> str:
+        """As the log writes it: highest byte first, a spilled register for the bytes that hold it."""
+        kinds = "".join(_LETTERS[kind] for kind in reversed(self.kinds) if self.spilled is None or kind != SPILL)
+        return kinds if self.spilled is None else kinds + self.spilled.text(frame)
 
 
 def slot_of(offset: int) -> tuple[int, int]:
@@ -61,8 +60,9 @@ class Frame:
         return copied
 
     def __str__(self) -> str:
-        parts = [f"R{n}={r}" for n, r in enumerate(self.registers) if r.type is not RegisterType.NOT_INIT]
-        parts += [f"fp-{SLOT_BYTES * (n + 1)}={slot}" for n, slot in sorted(self.stack.items())]
+        known = [(n, r) for n, r in enumerate(self.registers) if r.type is not RegisterType.NOT_INIT]
+        parts = [f"R{n}={register.text(self.number)}" for n, register in known]
+        parts += [f"fp-{SLOT_BYTES * (n + 1)}={slot.text(self.number)}" for n, slot in sorted(self.stack.items())]
         return f"frame{self.number}: {' '.join(parts)}" if self.number else " ".join(parts)
 
 

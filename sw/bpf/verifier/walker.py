@@ -456,7 +456,7 @@ class Walker:
     def _decided(
         self, instruction: Instruction, a: Register, b: Register, width: int, packet: PacketComparison
     ) -> bool | None:
-        if a.is_scalar and a is b:
+        if a.is_scalar and instruction.from_register and instruction.source == instruction.destination:
             return _SAME.get(JumpOperation(instruction.operation))
         if a.is_scalar and b.is_scalar:
             return decided(instruction.operation, a.bounds, b.bounds, width)

@@ -1,4 +1,4 @@
-"""Runs programs as they are written, and watches: no access outside what the program may touch, nothing untrue believed.
+"""Runs programs as they are written, and watches: no access outside what it may touch, nothing untrue believed.
 
 The program is not rewritten: ``struct xdp_md`` lies in memory with addresses of 32 bits, as its declaration says.
 """

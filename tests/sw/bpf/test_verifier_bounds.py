@@ -1,4 +1,4 @@
-"""What the verifier computes of numbers contains the number: every tristate number of few bits, and bounds at random."""
+"""What the verifier computes of numbers contains them: every tristate number of few bits, and bounds at random."""
 
 import random
 
@@ -162,7 +162,7 @@ def _all_of(bounds, universe):
 
 
 def test_small_ranges_and_all_conditions():
-    """Every pair of ranges of small numbers around 0: both branches learn all that ranges can say, and nothing untrue."""
+    """Every range of small numbers around 0 and every condition: nothing untrue is learnt, and orders are decided."""
     universe = [n & MASK64 for n in range(-4, 4)]
     spans = [(low, high) for low in range(-4, 4) for high in range(low, 4)]
     for operation in CONDITIONALS:

@@ -1,4 +1,4 @@
-"""What the verifier lets through does nothing wrong: random programs on the interpreter, watched at every instruction."""
+"""What the verifier lets through does nothing wrong: random programs, watched at every instruction."""
 
 import random
 
