@@ -380,7 +380,6 @@ class L2Cache(wiring.Component):
         """Find the line of the pass in its rows."""
         entries = [self._entries[i] for i in range(self.l2.ways)]
         m.d.comb += [
-            self.directory.active.eq(self._valid),
             self.directory.line.eq(self._line),
             self.replacement.set.eq(self._set_of(self._line)),
             self.replacement.way.eq(self._way),

@@ -1,12 +1,11 @@
 """What the L1 data cache holds, as the L2 cache knows it."""
 
-from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import data, wiring
+from amaranth.hdl import Module, Mux
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.tilelink import LINE_ADDRESS_WIDTH
-from hw.lib.ram import RAM
-from hw.mem.llc_bits import lowest
+from hw.lib.associative_ram import AssociativeRAM
 
 __all__ = ["Directory"]
 
@@ -14,9 +13,9 @@ __all__ = ["Directory"]
 class Directory(wiring.Component):
     """A copy of the tags of the L1: every line that it has, has asked for, or is giving back.
 
-    At an edge with ``read`` high the row of ``read_line`` is read; in the cycle after it, ``holds`` tells whether it
-    has ``line``, which must have the same row, and ``insert`` or ``remove`` may change that. Neither does anything
-    that is done already. There must be room for what is inserted.
+    At an edge with ``read`` high ``read_line`` is looked up; from then on ``holds`` tells whether it was there, and
+    ``insert`` or ``remove`` of the same ``line`` in the cycle after it may change that. Neither does anything that is
+    done already. There must be room for what is inserted.
 
     Arguments:
         sets: those of the L1.
@@ -27,51 +26,35 @@ class Directory(wiring.Component):
     def __init__(self, *, sets: int, ways: int, domain: str):
         self.sets, self.ways, self.domain = sets, ways, domain
         self._set_width = (sets - 1).bit_length()
-        entry = data.StructLayout({"valid": 1, "tag": LINE_ADDRESS_WIDTH - self._set_width})
-        self.row = data.ArrayLayout(entry, ways)
         super().__init__(
             {
                 "read": In(1),
                 "read_line": In(LINE_ADDRESS_WIDTH),
-                "active": In(1),  #: ``line`` is to be looked up
-                "line": In(LINE_ADDRESS_WIDTH),
+                "line": In(LINE_ADDRESS_WIDTH),  #: that of the last ``read``
                 "holds": Out(1),
                 "insert": In(1),
                 "remove": In(1),
             }
         )
-        self.rows = RAM(width=self.row.size, depth=sets, lanes=ways, domain=domain)
+        self.tags = AssociativeRAM(sets=sets, ways=ways, key_width=LINE_ADDRESS_WIDTH - self._set_width, domain=domain)
 
     def elaborate(self, platform):
         """Elaborate."""
         m = Module()
-        m.submodules.rows = rows = self.rows
-        row = data.View(self.row, rows.read_data)
-        matches = Signal(self.ways)
-        empty = Signal(self.ways)
+        m.submodules.tags = tags = self.tags
         m.d.comb += [
-            rows.read_enable.eq(self.read),
-            rows.read_address.eq(self._set_of(self.read_line)),
+            tags.read_enable.eq(self.read),
+            tags.read_set.eq(self._set_of(self.read_line)),
+            tags.read_key.eq(self.read_line[self._set_width :]),
+            self.holds.eq(tags.hit),
         ]
-        with m.If(self.active):
-            tag = self.line[self._set_width :]
+        # Nothing is ever touched, so the way shown is an empty one unless it is the line's.
+        with m.If(Mux(self.insert, ~tags.hit, self.remove & tags.hit)):
             m.d.comb += [
-                matches.eq(Cat(row[i].valid & (row[i].tag == tag) for i in range(self.ways))),
-                empty.eq(~Cat(row[i].valid for i in range(self.ways))),
-                self.holds.eq(matches.any()),
-            ]
-
-        # Change
-        entry = Signal(self.row.elem_shape)
-        with m.If(self.insert & ~self.holds):
-            m.d.comb += [entry.valid.eq(1), entry.tag.eq(self.line[self._set_width :])]
-            m.d.comb += rows.write_enable.eq(lowest(empty))
-        with m.Elif(self.remove):
-            m.d.comb += rows.write_enable.eq(matches)
-        with m.If(self.insert | self.remove):
-            m.d.comb += [
-                rows.write_address.eq(self._set_of(self.line)),
-                rows.write_data.eq(entry.as_value().replicate(self.ways)),
+                tags.write_enable.eq(tags.way),
+                tags.write_set.eq(self._set_of(self.line)),
+                tags.write_valid.eq(self.insert),
+                tags.write_key.eq(self.line[self._set_width :]),
             ]
         return m
 

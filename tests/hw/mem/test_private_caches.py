@@ -126,7 +126,9 @@ class Bench:
 
     def __init__(self, *settings, seed=1, operations=90):
         self.seed = seed
-        self.config = load_machine("tiny", [*SMALL, "l1.size_kib=1", "l2.size_kib=1", "l2.ways=2", *settings])
+        self.config = load_machine(
+            "tiny", [*SMALL, "l1.size_kib=1", "l2.size_kib=1", "l2.ways=2", "l2.prefetches=6", *settings]
+        )
         self.dut = LastLevelCache(self.config)
         self.shadow = Shadow()
         self.caches = []
@@ -164,13 +166,14 @@ class Bench:
 
         async def control(ctx):
             finished = 0
-            while finished < 60:
+            while finished < 300:
                 await ctx.tick("uncore")
                 self.shadow.cycle += 1
                 finished = finished + 1 if all(a.done for a in (*self.cores, self.device)) else 0
                 assert self.shadow.cycle < limit, "stuck"
             assert ctx.get(self.dut._free) == (1 << self.dut.layouts.all_slots) - 1
             assert all(ctx.get(cache.quiet) for core in self.cores for cache in (core.l1, core.l2))
+            assert not any(ctx.get(core.l2._under_way) for core in self.cores)
             self.final = [{n: ctx.get(c.value) for n, c in collect(core.l2, Counter).items()} for core in self.cores]
 
         simulator.add_testbench(control)
@@ -195,7 +198,7 @@ def test_coherence_for_long(seed):
     check(
         Bench(
             "l1.mshrs=4",
-            "l2.prefetches=4",
+            "l2.prefetches=8",
             "llc.ddio=false" if seed % 2 else "llc.ddio=true",
             seed=seed,
             operations=500,
