@@ -17,6 +17,7 @@ from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
 from sw.costs import CostError, mitigations_of
+from sw.linux.cpuidle import IDLE
 
 __all__ = ["main"]
 
@@ -80,6 +81,13 @@ def cli():
 @click.option(
     "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
 )
+@click.option(
+    "--background/--no-background",
+    default=True,
+    show_default=True,
+    help="Let a program compute whenever there is nothing to receive.",
+)
+@click.option("--idle", type=click.Choice(IDLE), default="poll", show_default=True, help="How an idle core sleeps.")
 @with_options(machine_options)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
@@ -96,6 +104,8 @@ def run(
     app,
     ring,
     mitigations,
+    background,
+    idle,
     machine,
     settings,
     engine,
@@ -119,6 +129,8 @@ def run(
         waves=waves,
         ring=ring,
         mitigations=mitigations_of(mitigations),
+        background=background,
+        idle=idle,
         out=out or Path("runs") / "last",
     )
     result = experiment.run(console)

@@ -36,6 +36,7 @@ from sim.wire.frames import (
 )
 from sw.core import Note, Record
 from sw.costs import load_costs
+from sw.linux.cpuidle import Cpuidle
 from sw.port import WakeKind
 from sw.system import System
 
@@ -135,6 +136,8 @@ class Experiment:
     out: Path = Path("runs/last")
     ring: int | None = None  #: receive descriptors; None: by the size of memory
     mitigations: tuple[str, ...] = ()  #: names in the cost table
+    background: bool = True  #: a program computes whenever there is nothing to receive
+    idle: str = "poll"  #: how an idle core sleeps, one of ``sw.linux.cpuidle.IDLE``
     jump: Jump = Jump.ALL
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
@@ -154,10 +157,16 @@ class Experiment:
             )
         if self.waves and self.engine != "native":
             raise ConfigError(f"--waves needs --engine native, not {self.engine}")
+        if self.idle != "poll" and self.background:
+            raise ConfigError(f"--idle {self.idle} needs --no-background: a core that computes is never idle")
         self.out.mkdir(parents=True, exist_ok=True)
         observation = self._observe(console)
         result, fates = summarise(observation, self.machine, self.path, self.traffic.parameters, self.traffic.sizes)
-        result["software"] = {"mitigations": list(self.mitigations)}
+        result["software"] = {
+            "mitigations": list(self.mitigations),
+            "background": self.background,
+            "idle": self.idle,
+        }
         self._write(result, fates, observation)
         return result
 
@@ -178,6 +187,8 @@ class Experiment:
             "frames": [(frame.time_ns, with_fcs(frame.data)) for frame in self.traffic.frames],
             "ring": self.ring,
             "mitigations": self.mitigations,
+            "background": self.background,
+            "idle": self.idle,
         }
 
     def _observe(self, console: Console | None) -> Observation:
@@ -257,6 +268,8 @@ async def observe(
     frames: Sequence[tuple[Fraction, bytes]],
     ring: int | None = None,
     mitigations: Sequence[str] = (),
+    background: bool = True,
+    idle: str = "poll",
     advance: Callable[[int], None] = lambda done: None,
 ) -> Observation:
     """Boot the software, send the frames, run until every packet is accounted for.
@@ -265,6 +278,8 @@ async def observe(
         frames: start in ns after the system is ready, and bytes with FCS, in order of packet id.
         ring: receive descriptors.
         mitigations: names in the cost table.
+        background: a program computes whenever there is nothing to receive.
+        idle: one of ``sw.linux.cpuidle.IDLE``.
         advance: called with the number of packets accounted for so far.
 
     Raises:
@@ -272,7 +287,7 @@ async def observe(
     """
     begin = time.monotonic()
     account = _Account()
-    system = _system(engine, machine, ring, mitigations, account)
+    system = _system(engine, machine, ring, account, mitigations, background, idle)
     await system.boot()
 
     ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
@@ -351,7 +366,13 @@ class _Account:
 
 
 def _system(
-    engine: Engine, machine: MachineConfig, ring: int | None, mitigations: Sequence[str], account: _Account
+    engine: Engine,
+    machine: MachineConfig,
+    ring: int | None,
+    account: _Account,
+    mitigations: Sequence[str],
+    background: bool,
+    idle: str,
 ) -> System:
     """Assemble the software; small memories get a small ring and small socket buffers."""
     small = machine.dram.size_mib < 8
@@ -365,7 +386,9 @@ def _system(
             mac=HOST_MAC,
             addresses=[HOST_IP.packed],
             ports=PORTS,
+            compute=(0,) if background else (),
             ring_size=ring if ring is not None else (32 if small else 512),
+            cpuidle=Cpuidle(idle=idle, exit_ns=machine.core.sleep_exit_ns, ticks_per_ns=machine.ticks_per_second / 1e9),
             on_note=account.note,
             **options,
         )

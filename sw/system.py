@@ -8,6 +8,7 @@ from sw.core import LINE, Dispatcher, Mode, Note, Record, function
 from sw.costs import Cost
 from sw.ixgbe.main import IxgbeAdapter, ixgbe_probe
 from sw.linux.cpu import Cpu
+from sw.linux.cpuidle import Cpuidle
 from sw.linux.kernel import Kernel
 from sw.linux.napi import NETDEV_BUDGET
 from sw.linux.sched import PRIORITY_BATCH, PRIORITY_NORMAL, cpu_idle
@@ -42,6 +43,7 @@ class System:
         promiscuous: the card accepts frames for others too; the stack drops them as ``OTHERHOST``.
         netdev_budget: packets per receive softirq.
         read: the receiving programs read what they get.
+        cpuidle: how deep idle cores sleep.
         on_note: called with every note as it is made.
 
     Notes (``sw.core.Note``) tell what happened to each packet: exactly one of ``delivered`` (packet, port, length)
@@ -71,6 +73,7 @@ class System:
         promiscuous: bool = False,
         netdev_budget: int = NETDEV_BUDGET,
         read: bool = True,
+        cpuidle: Cpuidle = Cpuidle(),
         on_note: Callable[[Note], None] | None = None,
     ):
         ports = sorted(set(ports))
@@ -78,9 +81,7 @@ class System:
         skbs = NETDEV_BUDGET + len(ports) * (rcvbuf // truesize + 2)
         self.on_note = on_note
         self.record = Record(self._noted)
-        self.kernel = Kernel(
-            port, cores, dram_bytes, costs, self.record, mac, addresses, skbs=skbs, netdev_budget=netdev_budget
-        )
+        self.kernel = Kernel(port, cores, dram_bytes, costs, self.record, mac, addresses, skbs, netdev_budget, cpuidle)
         kernel = self.kernel
         boot = kernel.cpus[BOOT_CORE]
         self.adapter = IxgbeAdapter.make(kernel, ring_size, itr_us, promiscuous, BOOT_CORE)
