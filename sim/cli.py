@@ -18,6 +18,7 @@ from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
 from sw.costs import CostError, mitigations_of
+from sw.linux.cpuidle import IDLE
 from sw.paths import PATHS
 
 __all__ = ["main"]
@@ -82,6 +83,13 @@ software_options = [
     click.option(
         "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
     ),
+    click.option(
+        "--background/--no-background",
+        default=True,
+        show_default=True,
+        help="Let a program compute whenever there is nothing to receive.",
+    ),
+    click.option("--idle", type=click.Choice(IDLE), default="poll", show_default=True, help="How an idle core sleeps."),
 ]
 
 
@@ -105,6 +113,8 @@ def run(
     app,
     ring,
     mitigations,
+    background,
+    idle,
     machine,
     settings,
     engine,
@@ -129,6 +139,8 @@ def run(
         waves=waves,
         options={} if ring is None else {"ring_size": ring},
         mitigations=mitigations_of(mitigations),
+        background=background,
+        idle=idle,
         out=out or Path("runs") / "last",
     )
     result = experiment.run(console)
@@ -161,6 +173,8 @@ def compare(
     app,
     ring,
     mitigations,
+    background,
+    idle,
     machine,
     settings,
     engine,
@@ -185,6 +199,8 @@ def compare(
         seed=seed,
         options={} if ring is None else {"ring_size": ring},
         mitigations=mitigations_of(mitigations),
+        background=background,
+        idle=idle,
         out=out or Path("runs") / "compare",
     )
     results = compare(comparison, console)

@@ -75,6 +75,8 @@ class Comparison:
     seed: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     mitigations: tuple[str, ...] = ()
+    background: bool = True
+    idle: str = "poll"
     out: Path = Path("runs/compare")
 
     def experiment(self, way: Way, traffic: str) -> Experiment:
@@ -88,6 +90,8 @@ class Comparison:
             seed=self.seed,
             options=self.options,
             mitigations=self.mitigations,
+            background=self.background,
+            idle=self.idle,
             out=self.out / traffic / str(way).replace(":", "-"),
         )
 

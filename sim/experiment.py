@@ -40,6 +40,8 @@ class Experiment:
     out: Path = Path("runs/last")
     options: Mapping[str, Any] = field(default_factory=dict)  #: of ``sw.options.Options``, where they differ
     mitigations: tuple[str, ...] = ()  #: names in the cost tables
+    background: bool = True  #: a program computes whenever there is nothing to receive
+    idle: str = "poll"  #: how an idle core sleeps, one of ``sw.linux.cpuidle.IDLE``
     jump: Jump = Jump.ALL
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
@@ -63,12 +65,18 @@ class Experiment:
             )
         if self.waves and self.engine != "native":
             raise ConfigError(f"--waves needs --engine native, not {self.engine}")
+        if self.idle != "poll" and self.background:
+            raise ConfigError(f"--idle {self.idle} needs --no-background: a core that computes is never idle")
         self.out.mkdir(parents=True, exist_ok=True)
         observation = self._observe(console)
         result, fates = summarise(
             observation, self.machine, self.path, self.application_name, self.traffic.parameters, self.traffic.sizes
         )
-        result["software"] = {"mitigations": list(self.mitigations)}
+        result["software"] = {
+            "mitigations": list(self.mitigations),
+            "background": self.background,
+            "idle": self.idle,
+        }
         self._write(result, fates, observation)
         return result
 
@@ -92,7 +100,9 @@ class Experiment:
         return {
             "machine": self.machine,
             "frames": [(frame.time_ns, with_fcs(frame.data)) for frame in self.traffic.frames],
-            "software": Software(self.path, self.application, self.options, self.mitigations),
+            "software": Software(
+                self.path, self.application, self.options, self.mitigations, self.background, self.idle
+            ),
         }
 
     def _observe(self, console: Console | None) -> Observation:

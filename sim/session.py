@@ -19,6 +19,7 @@ from sim.result import FUNCTION_MASK, Observation
 from sim.wire.frames import GENERATOR_PORT, HOST_IP, HOST_MAC
 from sw.core import Note, Record
 from sw.costs import load_tables
+from sw.linux.cpuidle import Cpuidle
 from sw.options import Options
 from sw.paths import path_named
 from sw.port import WakeKind
@@ -48,12 +49,16 @@ class Software:
         application: what receives; None: the path's first.
         options: of ``sw.options.Options``, where they differ from what a run has by default.
         mitigations: names in the cost tables.
+        background: a program computes whenever there is nothing to receive.
+        idle: how an idle core sleeps, one of ``sw.linux.cpuidle.IDLE``.
     """
 
     path: str = "napi"
     application: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     mitigations: tuple[str, ...] = ()
+    background: bool = True
+    idle: str = "poll"
 
     def system(self, engine: Engine, machine: MachineConfig, on_note: Callable[[Note], None]) -> System:
         """Assemble it.
@@ -69,7 +74,12 @@ class Software:
                     "mac": HOST_MAC,
                     "addresses": (HOST_IP.packed,),
                     "ports": PORTS,
-                    "compute": (0,),
+                    "compute": (0,) if self.background else (),
+                    "cpuidle": Cpuidle(
+                        idle=self.idle,
+                        exit_ns=machine.core.sleep_exit_ns,
+                        ticks_per_ns=machine.ticks_per_second / 1e9,
+                    ),
                     "application": self.application,
                     **small,
                     **self.options,

@@ -1,7 +1,8 @@
 """What a run asks of the software, whatever its path."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sw.linux.cpuidle import Cpuidle
 from sw.linux.napi import NETDEV_BUDGET
 from sw.linux.socket import SOCK_RCVBUF
 
@@ -26,6 +27,7 @@ class Options:
         read: the receiving programs read what they get.
         batch: packets of a burst, where a program polls.
         bpf_jit: eBPF programs are translated to machine code, as ``net.core.bpf_jit_enable`` says; else interpreted.
+        cpuidle: how deep idle cores sleep.
     """
 
     mac: bytes
@@ -41,3 +43,4 @@ class Options:
     read: bool = True
     batch: int = 32
     bpf_jit: bool = True
+    cpuidle: Cpuidle = field(default_factory=Cpuidle)

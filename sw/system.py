@@ -66,6 +66,7 @@ class System:
             options.addresses,
             skbs=kind.skbs(options),
             netdev_budget=options.netdev_budget,
+            cpuidle=options.cpuidle,
         )
         self.path = kind(kernel, options)
         self.computes: list[Compute] = []

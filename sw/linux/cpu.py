@@ -9,6 +9,7 @@ from sw.port import CorePort
 from sw.structs import Struct
 
 if TYPE_CHECKING:
+    from sw.linux.cpuidle import MenuGovernor
     from sw.linux.kernel import Kernel
     from sw.linux.sched import Task
 
@@ -57,6 +58,7 @@ class Cpu(Core):
     """
 
     __slots__ = (
+        "governor",
         "idle_context",
         "idle_task",
         "kernel",
@@ -95,6 +97,7 @@ class Cpu(Core):
         self.idle_task: Task = None  # type: ignore[assignment]
         self.ksoftirqd: Task = None  # type: ignore[assignment]
         self.idle_context: Context | None = None
+        self.governor: MenuGovernor | None = None
         self.offline = False  #: the idle loop has ended with the kernel's
         self.sleeping = False  #: the idle loop has nothing to do
 

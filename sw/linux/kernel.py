@@ -6,6 +6,7 @@ from typing import Any
 from sw.core import LINE, Mode, Record
 from sw.costs import Cost
 from sw.linux.cpu import NET_RX_SOFTIRQ, PERCPU, Cpu
+from sw.linux.cpuidle import Cpuidle
 from sw.linux.irq import IRQ_DESC_BYTES, common_interrupt
 from sw.linux.list import init_list_head
 from sw.linux.mm import PAGE_SIZE, KmemCache, MemBlock, PageAllocator, lay_out_text
@@ -52,6 +53,7 @@ class Kernel:
         addresses: the host's IPv4 addresses, 4 bytes each in network order.
         skbs: slots for socket buffers.
         netdev_budget: packets per receive softirq.
+        cpuidle: how deep idle cores sleep.
 
     Raises:
         OutOfMemoryError: when DRAM is too small.
@@ -68,11 +70,13 @@ class Kernel:
         addresses: Iterable[bytes],
         skbs: int,
         netdev_budget: int = NETDEV_BUDGET,
+        cpuidle: Cpuidle = Cpuidle(),
     ):
         self.mac = mac
         self.costs = costs
         self.addresses = list(addresses)
         self.netdev_budget = netdev_budget
+        self.cpuidle = cpuidle
         self.stopping = False  #: programs end as soon as they look
 
         # Addresses, as the linker and the early boot would fix them
@@ -113,6 +117,7 @@ class Kernel:
             cpu.idle_task = self.new_task("idle", cpu, PRIORITY_IDLE, cpu_idle, Mode.IDLE)
             cpu.ksoftirqd = self.new_task(f"ksoftirqd/{cpu.index}", cpu, PRIORITY_NORMAL, ksoftirqd, Mode.KERNEL)
             cpu.task = cpu.idle_task
+            cpu.governor = cpuidle.governor()
 
     def new_task(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 from sw.core import LINE, Context, Mode, function
 from sw.linux.atomic import smp_store_mb
 from sw.linux.cpu import Cpu
+from sw.linux.cpuidle import cpuidle_idle_call
 from sw.linux.list import init_list_head, list_add_tail, list_del
 from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock, spin_lock_irqsave, spin_unlock_irqrestore
 from sw.structs import Struct
@@ -284,5 +285,5 @@ async def cpu_idle(cpu: Cpu) -> None:
 
 @function()
 async def default_idle(cpu: Cpu) -> None:
-    """HALT."""
-    await cpu.halt()
+    """Sleep as deep as ``idle=`` or the governor says."""
+    await cpuidle_idle_call(cpu)

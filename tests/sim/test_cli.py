@@ -51,6 +51,8 @@ def call(capsys, monkeypatch, *arguments):
             ["run", "napi", "--mitigations", "kpti"],
             "mitigations are off, auto, or some of ibrs, page_table_isolation, retpoline with commas, not 'kpti'",
         ),
+        (["run", "napi", "--idle", "menu"], "--idle menu needs --no-background"),
+        (["run", "napi", "--idle", "deep"], "'deep' is not one of 'poll', 'halt', 'menu'"),
         (["bench", "--machine", "huge"], "unknown machine 'huge'"),
     ],
     ids=lambda value: " ".join(Path(str(v)).name for v in value) if isinstance(value, list) else "",
@@ -113,6 +115,30 @@ def test_mitigations_cost_time_and_are_recorded(capsys, monkeypatch, tmp_path):
         assert result["software"]["mitigations"] == names
         cycles[setting] = sum(result["cycles_per_packet"].values())
     assert cycles["off"] + 300 < cycles["auto"] < cycles["ibrs,retpoline,ibrs"]
+
+
+def test_an_idle_core_takes_its_exit_latency(capsys, monkeypatch, tmp_path):
+    latency = {}
+    for idle in ("poll", "halt"):
+        options = (
+            "--machine",
+            "tiny",
+            "--count",
+            2,
+            "--rate",
+            "10kpps",
+            "--no-background",
+            "--idle",
+            idle,
+            "--out",
+            tmp_path,
+        )
+        code, out, _ = call(capsys, monkeypatch, "run", "napi", "--json", *options)
+        assert code == 0
+        result = json.loads(out)
+        assert (result["software"]["background"], result["software"]["idle"]) == (False, idle)
+        latency[idle] = result["latency_ns"]["min"]  # the second: the first finds the core at work
+    assert latency["halt"] == pytest.approx(latency["poll"] + 20, abs=4)  # core.sleep_exit_ns of tiny, a core cycle
 
 
 def test_the_installed_command_runs():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sw.costs
-from sw.costs import load_costs
+from sw.costs import KINDS, load_costs
 from sw.costs.derive import mca
 from sw.costs.derive.instruction import Instruction
 from sw.costs.derive.special import special_figures
@@ -34,6 +34,14 @@ def test_the_table_is_what_the_evidence_says():
         assert costs[name] == cost_of(PLAN["entry"][name], parts, EVIDENCE["source"]), name
     inlined = {"ip_fast_csum"}
     assert {name for name, cost in costs.items() if cost.kind == "derived"} == EVIDENCE["entries"].keys() | inlined
+
+
+def test_special_figures_say_where_they_come_from():
+    for name, figures in special_figures().items():
+        assert figures["kind"] in KINDS and figures["source"].strip(), name
+        assert 0 <= figures["low"] <= figures["cycles"] <= figures["high"], name
+    seen = {name for parts in EVIDENCE["entries"].values() for part in parts for name in part["special"]}
+    assert seen <= special_figures().keys()
 
 
 @pytest.mark.parametrize("name", EVIDENCE["entries"])

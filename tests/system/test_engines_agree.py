@@ -122,6 +122,16 @@ def test_delays_in_python_change_nothing(native, reference):
         assert_same(native(mixed_run.observe_meddled, meddle=seed, **mixed_run.job())[0], reference)
 
 
+def test_a_governor_that_reads_the_clock_sees_the_same_time(native):
+    job = mixed_run.job() | {"background": False, "idle": "menu"}
+    reference, _ = native(observe, Jump.OFF, **job)
+    assert set(reference.delivered) == mixed_run.DELIVERED
+    assert "menu_select" not in reference.functions and "default_idle" in reference.functions
+    for seed in range(3):
+        assert_same(native(observe, Jump.RANDOM, seed, **job)[0], reference)
+        assert_same(native(mixed_run.observe_meddled, meddle=seed, **job)[0], reference)
+
+
 def test_cocotb_gives_the_same_log(reference):
     from sim.engine.cocotb import run_in_cocotb
 
