@@ -27,7 +27,6 @@ KEYS = {
     "path",
     "application",
     "machine",
-    "software",
     "traffic",
     "packets",
     "time",
