@@ -1,4 +1,4 @@
-# make run     replay the bundled capture, then a burst of 64-byte UDP at line rate; say what became of every packet
+# make run     every path with the same traffic, side by side: the bundled capture, then 64-byte UDP at line rate
 # make test    formatting, lint, types, tests
 # make test-slow   the tests marked slow: proofs over the whole machine
 # make bench   speed of the simulator
@@ -7,8 +7,7 @@
 NICSCOPE = .venv/bin/nicscope
 
 run: .venv/.ready
-	$(NICSCOPE) run napi --traffic traffic/programs.pcapng --speed 100 --out runs/capture
-	$(NICSCOPE) run napi --size 64 --rate line --count 2000 --out runs/burst
+	$(NICSCOPE) compare --paths napi,napi:rawdrop,xdp,dpdk --report --out runs/compare
 
 test: lint
 	.venv/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
