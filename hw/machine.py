@@ -10,6 +10,7 @@ from hw.bus.tlp import TlpBeat
 from hw.config import MachineConfig
 from hw.cpu.core import Core
 from hw.lib.crossing import Crossing
+from hw.lib.domain import in_domain, tell_domain
 from hw.lib.time import Now
 from hw.mem.dram import DramController
 from hw.mem.llc import LastLevelCache
@@ -19,6 +20,10 @@ from hw.pcie.link import Link
 from hw.pcie.root_complex import RootComplex
 
 __all__ = ["DeviceWrite", "Machine"]
+
+#: Domains of the clocks of ``uncore`` and ``nic`` for what often has nothing to do while others of those clocks run.
+ROOT = "uncore_root"
+LINK = "nic_link"
 
 #: Messages in a crossing between a private cache and the last level: enough for one per cycle (see ``Crossing``).
 TILELINK_DEPTH = 8
@@ -47,7 +52,8 @@ class Machine(Elaboratable):
 
     Attributes:
         config: what it was made from.
-        domains: clock domains in the order of their numbers: those of each core, then uncore, nic, dram.
+        domains: clock domains in the order of their numbers: those of each core, then uncore, uncore_root, nic,
+            nic_link, dram.
         host: one :class:`~hw.bus.core.CoreHost` per core, as the host sees it: it drives ``operation``.
         wire: a :data:`~hw.bus.wire.WireStream` that the host drives.
         wire_out: a :data:`~hw.bus.wire.SentStream`: what the card sends.
@@ -74,10 +80,15 @@ class Machine(Elaboratable):
         #: Components of each domain.
         self.members: dict[str, list] = {
             **{domain: parts for core in self.core for domain, parts in core.parts.items()},
-            "uncore": [self.llc, self.noncached, self.root_complex],
-            "nic": [self.link, self.nic],
+            "uncore": [self.llc],
+            ROOT: [self.noncached, self.root_complex],
+            "nic": [self.nic],
+            LINK: [self.link],
             "dram": [self.dram],
         }
+        for component in self.members[ROOT]:
+            tell_domain(component, "uncore", ROOT)
+        tell_domain(self.link, "nic", LINK)
         self.domains = list(self.members)
         self.now = {
             domain: Now(domain)
@@ -97,17 +108,17 @@ class Machine(Elaboratable):
             m.submodules[domain] = core
         m.submodules.llc = self.llc
         m.submodules.dram = self.dram
-        m.submodules.noncached = self.noncached
-        m.submodules.root_complex = self.root_complex
-        m.submodules.link = self.link
+        m.submodules.noncached = in_domain(self.noncached, "uncore", ROOT)
+        m.submodules.root_complex = in_domain(self.root_complex, "uncore", ROOT)
+        m.submodules.link = in_domain(self.link, "nic", LINK)
         m.submodules.nic = self.nic
 
         for index in range(len(self.core)):
             self._join_core(m, index)
         self._cross(m, "llc_dram", self.llc.dram.request, self.dram.port.request, DramRequest, "uncore", "dram")
         self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram.response, DramResponse, "dram", "uncore")
-        self._cross(m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, "uncore", "nic")
-        self._cross(m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, "nic", "uncore")
+        self._cross(m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, ROOT, LINK)
+        self._cross(m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, LINK, ROOT)
         connect(m, self.root_complex.memory, self.noncached.root)
         connect(m, self.noncached.memory, self.llc.device)
         connect(m, self.nic.pcie, self.link.card)
@@ -133,12 +144,12 @@ class Machine(Elaboratable):
             source, sink = getattr(client, channel), getattr(link, channel)
             self._cross(m, f"{domain}_{channel}", source, sink, shape, "uncore", l2, depth=TILELINK_DEPTH)
         writes, done = core.noncached, self.noncached.core[index]
-        self._cross(m, f"{domain}_noncached", writes.write, done.write, NonCachedWrite, domain, "uncore")
-        self._cross(m, f"noncached_{domain}", done.done, writes.done, 1, "uncore", domain)
-        self._cross(m, f"{domain}_mmio", core.mmio.request, mmio.request, MmioRequest, domain, "uncore")
-        self._cross(m, f"mmio_{domain}", mmio.response, core.mmio.response, MmioResponse, "uncore", domain)
+        self._cross(m, f"{domain}_noncached", writes.write, done.write, NonCachedWrite, domain, ROOT)
+        self._cross(m, f"noncached_{domain}", done.done, writes.done, 1, ROOT, domain)
+        self._cross(m, f"{domain}_mmio", core.mmio.request, mmio.request, MmioRequest, domain, ROOT)
+        self._cross(m, f"mmio_{domain}", mmio.response, core.mmio.response, MmioResponse, ROOT, domain)
         interrupt = self.root_complex.interrupt[index]
-        self._cross(m, f"interrupt_{domain}", interrupt, core.interrupt, Interrupt, "uncore", domain)
+        self._cross(m, f"interrupt_{domain}", interrupt, core.interrupt, Interrupt, ROOT, domain)
 
     def _cross(
         self, m: Module, name: str, source, sink, shape, write_domain: str, read_domain: str, depth: int = 4

@@ -1,0 +1,112 @@
+"""The paths on the whole machine: orders among them come out by themselves, and no packet is lost on the way.
+
+Only orders are claimed that hold whatever figure within its low-high band is true of each cost.
+"""
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from hw.config import load_machine
+from sim.experiment import Experiment
+from sim.wire.traffic import Traffic
+from sw.costs import load_tables
+from sw.paths import PATHS, path_named
+
+WAYS = ["napi:sink", "napi:rawdrop", "xdp:drop", "dpdk:rxonly"]
+
+
+@functools.cache
+def result(way: str, figure: str = "cycles") -> dict:
+    """64-byte frames at line rate through one way on the teaching machine, each cost at one end of its band."""
+    path, application = way.split(":")
+    traffic = Traffic.make(capture=None, speed=None, size=64, rate="line", count=600, seed=1)
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        costs = {
+            name: dataclasses.replace(cost, cycles=getattr(cost, figure))
+            for name, cost in load_tables(path_named(path).costs).items()
+        }
+        patch.setattr("sim.session._costs", lambda names, mitigations: costs)
+        return Experiment(path, load_machine("teaching"), traffic, application, out=Path(directory)).run()
+
+
+def cycles(way: str, figure: str = "cycles") -> float:
+    """Core cycles per packet."""
+    return sum(result(way, figure)["stages"].values())
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [("dpdk:rxonly", "napi:rawdrop"), ("xdp:drop", "napi:rawdrop"), ("napi:rawdrop", "napi:sink")],
+)
+def test_orders_come_out_whatever_is_true_within_the_bands(less, more):
+    for figure in ("low", "cycles", "high"):
+        assert cycles(less, figure) < cycles(more, figure), figure
+
+
+def test_the_fast_paths_are_faster_at_their_dearest_than_the_kernel_at_its_cheapest():
+    for fast in ("dpdk:rxonly", "xdp:drop"):
+        assert cycles(fast, "high") < cycles("napi:rawdrop", "low")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_packet_is_accounted_for(way):
+    packets = result(way)["packets"]
+    assert packets["offered"] == 600 and packets["in_flight"] == 0
+    assert packets["delivered"] + packets["transmitted"] + sum(packets["dropped"].values()) == 600
+    assert packets["delivered"] > 0
+
+
+def test_only_sockets_copy_and_cross_into_the_kernel():
+    for way in WAYS:
+        stages = result(way)["stages"]
+        for stage in ("copy", "user/kernel crossing"):
+            assert (stages[stage] > 0) == (way == "napi:sink"), (way, stage)
+
+
+def test_a_core_that_polls_is_not_interrupted():
+    assert result("dpdk:rxonly")["interrupts"] == {"raised": 0, "taken": 0, "polls": pytest.approx(600, rel=1)}
+
+
+def sent_frames(way: str, sizes=(64, 200, 1000)) -> tuple[list[bytes], list[bytes]]:
+    """What came in, and what went out, of a way that sends every packet back or on."""
+    from sim.build.design import Design
+    from sim.build.native import build_native
+    from sim.engine.native import NativeEngine
+    from sim.session import Software, observe
+    from sim.wire.frames import generate, with_fcs
+
+    path, application = way.split(":")
+    machine = load_machine("teaching")
+    frames = [with_fcs(frame) for size in sizes for frame in generate(size, 10, size)]
+    engine = NativeEngine(build_native(Design(machine)))
+    software = Software(path, application)
+    job = [(2000 * n, frame) for n, frame in enumerate(frames)]
+    run = engine.execute(lambda engine: observe(engine, machine, job, software))
+    assert len(run.transmitted) == len(frames)
+    return frames, [frame for _, _, frame in run.sent]
+
+
+@pytest.mark.parametrize("way", ["dpdk:l2fwd", "dpdk:echo", "xdp:tx"])
+def test_what_is_sent_is_what_came_byte_for_byte_but_for_the_addresses(way):
+    from sim.wire.frames import with_fcs
+
+    came, went = sent_frames(way)
+    host = came[0][:6]
+    for before, after in zip(came, went, strict=True):
+        body = before[12:-4]
+        if way == "dpdk:l2fwd":
+            addresses = bytes.fromhex("020000000000") + host
+        else:
+            addresses = before[6:12] + before[:6]
+        if way == "dpdk:echo":
+            body = body[:14] + body[18:22] + body[14:18] + body[24:26] + body[22:24] + body[26:]
+        assert after == with_fcs(addresses + body)
+
+
+def test_every_path_says_what_it_is():
+    for name, path in PATHS.items():
+        assert path.name == name and path.summary and path.applications
