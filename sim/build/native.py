@@ -141,7 +141,8 @@ def _compile(verilog: Verilog, flags: list[str], waves: bool, directory: Path, d
     _run([str(verilator.executable), *flags, "-Mdir", str(work), str(source)], verilator.environment())
     # Tracing wants to know of every evaluation.
     direct = not waves and _has_direct_evaluation(work)
-    (work / "ports.h").write_text(_ports_header(verilog.manifest, direct))
+    seen = _clocks_seen(work) if direct else []
+    (work / "ports.h").write_text(_ports_header(verilog.manifest, direct, seen))
 
     sources = json.loads((work / f"{CLASS}.json").read_text())
     includes = [f"-I{path}" for path in (work, verilator.include, verilator.include / "vltstd")]
@@ -176,6 +177,12 @@ def _has_direct_evaluation(work: Path) -> bool:
     return all(f"bool {ROOT}___eval_{region}({ROOT}* vlSelf);" in declared for region in ("act", "nba"))
 
 
+def _clocks_seen(work: Path) -> list[str]:
+    """Where the model keeps what it saw of each clock at its last evaluation."""
+    header = (work / f"{ROOT}.h").read_text()
+    return sorted(set(re.findall(r"\b__Vtrigprevexpr___TOP__clk_\w+?__\d+\b", header)))
+
+
 def _nanobind_includes() -> list[str]:
     import nanobind
 
@@ -205,11 +212,12 @@ def _nanobind_object(compiler: tools.Compiler, includes: list[str]) -> Path:
 DIRECT = f"{ROOT}___eval_act(top.rootp); {ROOT}___eval_nba(top.rootp);"
 
 
-def _ports_header(manifest: Manifest, direct: bool) -> str:
+def _ports_header(manifest: Manifest, direct: bool, seen: list[str]) -> str:
     width = {port.name: port.width for port in manifest.ports}
     cores = range(len(manifest.core_domains))
     names = [domain.name for domain in manifest.domains]
     timed = [(d, domain.name) for d, domain in enumerate(manifest.domains) if domain.time]
+    periods = [domain.period for domain in manifest.domains]
     waiting = {timer.domain for timer in manifest.timers}
     quiet = " | ".join(f"uint64_t{{top.quiet_{name}}} << {d}" for d, name in enumerate(names))
     lines = [
@@ -231,6 +239,8 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         f"constexpr unsigned WIRE_DOMAIN = {manifest.wire_domain};",
         f"constexpr int DEVICE_DOMAIN = {manifest.device_domain};",
         f"constexpr int64_t PERIOD[] = {_braces(domain.period for domain in manifest.domains)};",
+        "// The first domain with the same period.",
+        f"constexpr unsigned CLOCK[] = {_braces(periods.index(period) for period in periods)};",
         f"constexpr unsigned CORE_DOMAIN[] = {_braces(manifest.core_domains)};",
         "// Sets of domains, a bit each: with a time, with timers, of each core.",
         f"constexpr uint64_t TIMED = {_mask(d for d, _ in timed)};",
@@ -249,6 +259,10 @@ def _ports_header(manifest: Manifest, direct: bool) -> str:
         "// The same when no input but clocks and `advance` has changed: all that can happen is that registers take",
         "// new values. Verilator's own evaluation looks at every input, wide ones too, for logic that hangs on it.",
         f"void eval_clocks() {{ {DIRECT if direct else 'eval();'} }}",
+        "// Have the model take every clock for low, as it would be after another evaluation; whether it can.",
+        *_function(
+            "bool see_clocks_low()", [*(f"top.rootp->{name} = 0;" for name in seen), f"return {int(bool(seen))};"]
+        ),
         f"uint64_t quiet() const {{ return {quiet}; }}",
         "bool wire_ready() const { return top.wire_ready; }",
         "void set_wire_valid(bool valid) { top.wire_valid = valid; }",

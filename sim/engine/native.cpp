@@ -342,6 +342,7 @@ private:
 #if !NICSCOPE_WAVES
         set_clocks(0);
         set_time_clocks(0);
+        if (see_clocks_low()) unseen_ = 0;
 #endif
     }
 
@@ -745,13 +746,16 @@ private:
     // Number of the first edge of domain d that is still to come.
     int64_t first_edge(unsigned d) const { return (tick_ + PERIOD[d]) / PERIOD[d]; }
 
-    // Its tick. `next_tick_` is that of the edge after the last one executed.
-    Tick first_tick(unsigned d) const {
-        return next_tick_[d] > tick_ ? next_tick_[d] : first_edge(d) * PERIOD[d];
+    // Its tick. `next_tick_` is that of the edge after the last one executed; domains of one clock share a division.
+    Tick first_tick(unsigned d) {
+        if (next_tick_[d] > tick_) return next_tick_[d];
+        const unsigned clock = ports::CLOCK[d];
+        if (clock_edge_[clock] <= tick_) clock_edge_[clock] = first_edge(clock) * PERIOD[clock];
+        return clock_edge_[clock];
     }
 
     // Tick of the first edge of domain d to come that is later than `tick`.
-    Tick first_tick_after(unsigned d, Tick tick) const {
+    Tick first_tick_after(unsigned d, Tick tick) {
         return tick <= tick_ ? first_tick(d) : (tick / PERIOD[d] + 1) * PERIOD[d];
     }
 
@@ -909,15 +913,20 @@ private:
             wakes_.push_back({IDLE, -1, -1, 0});
             return NEVER;
         }
-        const Tick at = *std::min_element(ticks.begin(), ticks.end());
+        Tick at = NEVER;
+        for (unsigned d = 0; d < DOMAINS; ++d) {
+            if (ticks[d] > at) continue;
+            due = (ticks[d] < at ? 0 : due) | uint64_t{1} << d;
+            at = ticks[d];
+        }
         if (std::min(at, call) > until) {
+            due = 0;
             tick_ = std::max(tick_, until);
             wakes_.push_back({LIMIT, -1, -1, 0});
             return NEVER;
         }
-        if (call <= at) return call;
-        for (unsigned d = 0; d < DOMAINS; ++d) due |= static_cast<uint64_t>(ticks[d] == at) << d;
-        return at;
+        if (call <= at) due = 0;
+        return std::min(at, call);
     }
 
     // When a quiet domain must execute an edge by itself.
@@ -1521,6 +1530,7 @@ private:
 
     Tick tick_ = -1;  // of the last step
     std::array<Tick, DOMAINS> next_tick_ = {};
+    std::array<Tick, DOMAINS> clock_edge_ = {};  // by clock: the first edge later than `tick_`, unless that has passed it
     std::array<Tick, DOMAINS> deadline_ = {};
     std::array<Tick, DOMAINS> forced_ = {};
     std::array<bool, DOMAINS> deadline_known_ = {};
