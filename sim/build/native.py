@@ -33,7 +33,7 @@ ROOT = f"{CLASS}___024root"
 
 VERILATOR_FLAGS = (
     "--cc --prefix Vnicscope --top-module nicscope --make json -O3 --x-assign fast --x-initial fast --noassert "
-    "--no-timing -Wno-fatal -Wno-lint --output-split 20000 --output-split-cfuncs 2000"
+    "--no-timing -Wno-fatal -Wno-lint --output-split 20000 --output-split-cfuncs 8000"
 ).split()
 #: Not traced: signals nested deeper than 6 instances, arrays of more than 64 rows, signals wider than 640 bits, and
 #: what begins with an underscore.
@@ -42,7 +42,7 @@ TRACE_FLAGS = "--trace-fst --trace-depth 6 --trace-max-array 64 --trace-max-widt
 ANONYMOUS = re.compile(r"\\\$(?=\S)")
 
 CXX_FLAGS = (
-    "-std=c++17 -O2 -fPIC -fvisibility=hidden -DNDEBUG -DVERILATOR=1 -DVM_COVERAGE=0 -DVM_SC=0 "
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -DNDEBUG -DVERILATOR=1 -DVM_COVERAGE=0 -DVM_SC=0 "
     "-DVM_TIMING=0 -DVM_TRACE_VCD=0 -DVM_TRACE_SAIF=0 -fcf-protection=none -fno-plt -w"
 ).split()
 #: Several machines in one process must not share what is static in them; clang makes no such symbols.

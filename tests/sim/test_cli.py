@@ -25,7 +25,7 @@ def call(capsys, monkeypatch, *arguments):
     [
         (["rn"], "No such command 'rn'. Did you mean 'run'?"),
         (["run"], "Missing argument 'PATH'"),
-        (["run", "nappi"], "'nappi' is not 'napi'"),
+        (["run", "nappi"], "'nappi' is not one of 'napi', 'xdp', 'dpdk'"),
         (["run", "napi", "--trafic", "x"], "No such option '--trafic'. Did you mean '--traffic'?"),
         (["run", "napi", "--traffic", "nowhere.pcap"], "nowhere.pcap: no such capture file"),
         (["run", "napi", "--traffic", __file__], "not a readable pcap or pcapng file"),

@@ -65,7 +65,7 @@ def run(tmp_path_factory):
             kept.append(super()._observe(console))
             return kept[-1]
 
-    experiment = Kept("napi", "sink", load_machine("tiny"), traffic, waves=True, out=out)
+    experiment = Kept("napi", load_machine("tiny"), traffic, waves=True, out=out)
     result = experiment.run()
     assert result["packets"]["delivered"] == 3
     assert sorted(path.name for path in out.iterdir()) == sorted(experiment.files())
