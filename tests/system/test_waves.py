@@ -209,9 +209,9 @@ def test_time_stands_still_while_a_domain_sleeps(run, waves):
         cycles = [round(at / period) for at in rises]
         assert [int(cycle * period) for cycle in cycles] == rises
         sample = slice(None, None, max(1, len(rises) // 200))
-        for at, cycle in zip(rises[sample], cycles[sample], strict=True):
+        for at, cycle in zip(rises[sample], cycles[sample], strict=True) if domain.time else ():
             assert waves.just_before(f"nicscope.machine.now_{domain.name}.now", at) == cycle
-        if domain.name != "core1":  # it wakes at the beginning only
+        if not domain.name.startswith("core1"):  # it wakes at the beginning only
             assert np.diff(cycles).max() > 10, "nothing was skipped"
 
 
