@@ -406,7 +406,8 @@ class L1Cache(wiring.Component):
             with m.If(allocate):
                 m.d[self.domain] += self._store_allocated_last.eq(1)
             m.d[self.domain] += [
-                self._store_asleep.eq(1),
+                # Not after it let a load go first: that one may find its line, and then no MSHR would end for it.
+                self._store_asleep.eq(misses.match | allocate | ~misses.free),
                 self._store_missed.eq(1),
                 self._store_starved.eq(~misses.match & ~misses.free),
             ]

@@ -73,6 +73,7 @@ class LevelBelow:
         self.bench, self.rng = bench, rng or random.Random(1)
         self.ack_delay = ack_delay or delay  # of Releases
         self.stall_until = stall_until  # edge
+        self.delays = {}  # of the Grants of some lines, instead of ``delay``
         self.delay, self.stall, self.probe_rate, self.exclusive = delay, stall, probe_rate, exclusive
         self.memory = {}
         self.held = {}  # line -> "N", "B" or "T", once every message sent has arrived
@@ -175,7 +176,7 @@ class LevelBelow:
         assert a.source not in [source for _, (_, source) in self.acquires.values()]
         held = self.held.setdefault(line, "N")
         assert held == "N" if grow is not Grow.B_TO_T else held == "B" or line in self.probing or held == "N"
-        self.acquires[line] = (self.later(self.delay), (grow, a.source))
+        self.acquires[line] = (self.later(self.delays.get(line, self.delay)), (grow, a.source))
         self.log.append((self.bench.cycle, "acquire", line, grow))
 
     def take_c(self, c):

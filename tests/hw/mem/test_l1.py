@@ -347,6 +347,25 @@ def test_a_store_gets_the_next_free_mshr():
     Bench(l1=l1_config(mshrs=1), delay=(30, 30)).run(process)
 
 
+@pytest.mark.parametrize("delay", range(10, 34))
+def test_a_store_that_lets_a_load_go_first_tries_again(delay):
+    """Two MSHRs: line 2 may arrive just before line 3, whose loads have none. They then hit, and end no miss."""
+
+    async def process(ctx, bench):
+        bench.below.delays = {2: (delay, delay)}
+        bench.store(1)
+        for _ in range(3):
+            await bench.edge(ctx)
+        bench.store(3)
+        bench.store(4)
+        bench.load(2)
+        bench.load(3)
+        bench.load(3)
+        await bench.settle(ctx, limit=400)
+
+    Bench(l1=l1_config(mshrs=2, ways=8), delay=(10, 10), exclusive=0.0).run(process)
+
+
 def test_no_load_is_passed_for_ever():
     async def process(ctx, bench):
         for i in range(60):
