@@ -19,6 +19,7 @@ from sw.linux.mm import alloc_page, put_page
 from sw.linux.net.dev import napi_gro_receive
 from sw.linux.net.ethernet import ETH_HLEN, eth_type_trans
 from sw.linux.skb import SK_BUFF, IpSummed, napi_build_skb
+from sw.linux.xdp.xsk import xdp_do_flush_map
 
 __all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_init_rx_ring"]
 
@@ -117,6 +118,8 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
         if skb:
             total_bytes += length
             await napi_gro_receive(cpu, skb)
+    if ring.xdp is not None and ring.xdp.sockets is not None:
+        await xdp_do_flush_map(cpu, ring.xdp.sockets)
     if ring.xdp is not None and ring.xdp.ring.frames != sent_before:
         await ixgbe_xdp_ring_update_tail(cpu, hw, ring.xdp.ring)
     if packets:
@@ -150,8 +153,8 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
         if ring.xdp is not None:
             result, data, length = await ixgbe_run_xdp(cpu, ring.xdp, packet, page, start, data, length, IXGBE_RX_BUFSZ)
             if result is not XdpResult.PASS:
-                sent = result is XdpResult.TX
-                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, sent, loaded)
+                handed_on = result in (XdpResult.TX, XdpResult.REDIRECT)
+                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, handed_on, loaded)
                 return 0
         skb = await napi_build_skb(cpu, page, start, IXGBE_RX_BUFSZ, data - start, length)
         reason = "" if skb else "NOMEM"

@@ -1,0 +1,161 @@
+"""Programs with an AF_XDP socket, after xdpsock (samples/bpf/xdpsock_user.c): peek, do something, give back, again."""
+
+import abc
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sw.bpf.syscall import Bpf
+from sw.core import function
+from sw.libxdp.xsk import (
+    XSK_RING,
+    XskSocket,
+    xsk_ring_cons_peek,
+    xsk_ring_cons_release,
+    xsk_ring_cons_rx_desc,
+    xsk_ring_prod_fill,
+    xsk_ring_prod_needs_wakeup,
+    xsk_ring_prod_reserve,
+    xsk_ring_prod_submit,
+    xsk_ring_wait,
+    xsk_socket_create,
+)
+from sw.linux.cpu import Cpu
+from sw.linux.syscall import sched_yield
+from sw.linux.xdp.if_xdp import BindFlag
+from sw.linux.xdp.umem import XdpUmem
+from sw.linux.xdp.xsk import AfXdp
+
+__all__ = ["RxDrop", "Wakeup", "XdpsockPlan", "XdpsockProgram"]
+
+#: Turns of the loop over an empty ring, in cycles, before the program lets others run.
+_PATIENCE = 10_000
+
+
+class Wakeup(enum.StrEnum):
+    """How a program waits."""
+
+    SPIN = "spin"
+    POLL = "poll"
+
+
+@dataclass(frozen=True, slots=True)
+class XdpsockPlan:
+    """What a program asks for.
+
+    Attributes:
+        family: the kernel's AF_XDP.
+        bpf: the kernel's BPF.
+        xsks: name of the map that leads from queues to sockets.
+        umem: its UMEM.
+        memory: address of :attr:`memory_bytes` of its own.
+        entries: of each ring.
+        flags: of bind().
+        queue: whose packets it wants.
+    """
+
+    family: AfXdp
+    bpf: Bpf
+    umem: XdpUmem
+    memory: int
+    entries: int
+    flags: BindFlag
+    queue: int = 0
+
+    memory_bytes = 4 * XSK_RING.size
+
+
+class XdpsockProgram(abc.ABC):
+    """A program with one socket.
+
+    Arguments:
+        batch: packets taken at once.
+
+    Notes: ``ready`` once; for each packet one of ``delivered``, when the program looks at its descriptor, ``sent``
+    and ``dropped``.
+
+    Raises:
+        ValueError: for a batch of nothing.
+    """
+
+    name: str
+    transmits: bool
+
+    def __init__(self, plan: XdpsockPlan, batch: int, wakeup: Wakeup):
+        if batch < 1:
+            raise ValueError(f"a batch has at least 1 packet, not {batch}")
+        self.plan = plan
+        self.batch = batch
+        self.wakeup = wakeup
+        self.socket: XskSocket | None = None
+        self.xsks = -1  #: file descriptor of the XSKMAP
+
+    async def main(self, cpu: Cpu) -> None:
+        """The program."""
+        socket = await xdpsock_start(cpu, self)
+        while not cpu.kernel.stopping:
+            if not await self.turn(cpu, socket):
+                await self.wait(cpu, socket)
+
+    async def wait(self, cpu: Cpu, socket: XskSocket) -> None:
+        """Spin until there is something. Now and then, let ksoftirqd run: no timer tick would take the core away."""
+        if not await xsk_ring_wait(cpu, socket.rx, _PATIENCE):
+            await sched_yield(cpu)
+
+    @abc.abstractmethod
+    async def turn(self, cpu: Cpu, socket: XskSocket) -> int:
+        """One turn of the loop; how much there was to do."""
+
+
+@function()
+async def xdpsock_start(cpu: Cpu, program: XdpsockProgram) -> XskSocket:
+    """Make the socket and enter it in the map, so that the program in the driver finds it."""
+    plan = program.plan
+    # The upper half of the chunks stays with the program until packets come back by the completion ring.
+    fill = [number * plan.umem.chunk_size for number in range(min(plan.umem.chunks, plan.entries))]
+    socket = program.socket = await xsk_socket_create(
+        cpu,
+        plan.family,
+        plan.umem,
+        plan.memory,
+        plan.entries,
+        plan.flags,
+        queue=plan.queue,
+        transmit=program.transmits,
+        fill=fill,
+    )
+    key, value = plan.queue.to_bytes(4, "little"), socket.xs.fd.to_bytes(4, "little")
+    await plan.bpf.map_update_elem(cpu, program.xsks, key, value)
+    await cpu.fence()
+    cpu.note("ready", program=program.name)
+    return socket
+
+
+class RxDrop(XdpsockProgram):
+    """Receives and gives the chunks back, without a look at the packets (xdpsock's ``rxdrop``)."""
+
+    name = "rxdrop"
+    transmits = False
+
+    async def turn(self, cpu: Cpu, socket: XskSocket) -> int:
+        """Take a batch, give it back."""
+        return await rx_drop(cpu, socket, self.batch)
+
+
+@function()
+async def rx_drop(cpu: Cpu, socket: XskSocket, batch: int) -> int:
+    """Drop a batch: its chunks go to the fill ring."""
+    count, first = await xsk_ring_cons_peek(cpu, socket.rx, batch)
+    if not count:
+        return 0
+    slot = await xsk_ring_prod_reserve(cpu, socket.fill, count)
+    assert slot is not None, "the fill ring has room for every chunk"
+    cpu.execute("rx_drop_frame", count)
+    for number in range(count):
+        address, length = await xsk_ring_cons_rx_desc(cpu, socket.rx, first + number)
+        chunk = address - address % socket.umem.chunk_size
+        cpu.note("delivered", packet=socket.packet(address), length=length)
+        xsk_ring_prod_fill(cpu, socket.fill, slot + number, chunk)
+    await xsk_ring_prod_submit(cpu, socket.fill, count)
+    await xsk_ring_cons_release(cpu, socket.rx, count)
+    return count
