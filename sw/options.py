@@ -45,6 +45,6 @@ class Options:
     read: bool = True
     batch: int = 32
     bpf_jit: bool = True
-    xdp_mode: str = "copy"
+    xdp_mode: str = "zero-copy"
     wakeup: str = "spin"
     cpuidle: Cpuidle = field(default_factory=Cpuidle)

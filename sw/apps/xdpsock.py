@@ -2,7 +2,6 @@
 
 import abc
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sw.bpf.syscall import Bpf
@@ -21,8 +20,10 @@ from sw.libxdp.xsk import (
     xsk_socket_create,
 )
 from sw.linux.cpu import Cpu
+from sw.linux.select import PollEvent
 from sw.linux.syscall import sched_yield
 from sw.linux.xdp.if_xdp import BindFlag
+from sw.linux.xdp.syscall import sys_poll, xsk_recvfrom
 from sw.linux.xdp.umem import XdpUmem
 from sw.linux.xdp.xsk import AfXdp
 
@@ -98,7 +99,15 @@ class XdpsockProgram(abc.ABC):
                 await self.wait(cpu, socket)
 
     async def wait(self, cpu: Cpu, socket: XskSocket) -> None:
-        """Spin until there is something. Now and then, let ksoftirqd run: no timer tick would take the core away."""
+        """Wait until there is something to do, after telling the kernel what it asks to be told.
+
+        A program that spins lets ksoftirqd run now and then: no timer tick would take the core away.
+        """
+        if self.wakeup is Wakeup.POLL:
+            await sys_poll(cpu, socket.xs, PollEvent.POLLIN)
+            return
+        if await xsk_ring_prod_needs_wakeup(cpu, socket.fill):
+            await xsk_recvfrom(cpu, socket.xs)
         if not await xsk_ring_wait(cpu, socket.rx, _PATIENCE):
             await sched_yield(cpu)
 

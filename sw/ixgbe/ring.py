@@ -46,6 +46,8 @@ class IxgbeRing:
     in_frame: bool = field(default=False, init=False)  #: the next descriptor continues a frame
     xdp: Any = field(default=None, init=False)  #: the ``IxgbeXdp`` that runs on what is received, if any
 
+    xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks are its buffers, if any
+
     def __post_init__(self):
         least, most = 2 * IXGBE_RX_BUFFER_WRITE, 4096
         if not least <= self.count <= most or self.count % 8:

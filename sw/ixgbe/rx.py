@@ -21,7 +21,7 @@ from sw.linux.net.ethernet import ETH_HLEN, eth_type_trans
 from sw.linux.skb import SK_BUFF, IpSummed, napi_build_skb
 from sw.linux.xdp.xsk import xdp_do_flush_map
 
-__all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_init_rx_ring"]
+__all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_clean_rx_ring", "ixgbe_init_rx_ring"]
 
 #: References taken on a page at once, so that handing half of it up changes only the driver's own count.
 _PAGE_REFERENCES = 0xFFFF
@@ -167,6 +167,16 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
         cpu.kernel.packet_of[skb] = packet
         await _process_skb_fields(cpu, skb, data, upper, length, loaded)
     return skb
+
+
+async def ixgbe_clean_rx_ring(cpu: Cpu, ring: IxgbeRing) -> None:
+    """Free the pages of a ring that the card no longer has."""
+    for number in range(ring.count):
+        buffer = ring.buffers + number * IXGBE_RX_BUFFER.size
+        page, _, bias = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size))
+        if page:
+            await put_page(cpu, page, bias)
+            cpu.store(buffer, bytes(IXGBE_RX_BUFFER.size), IXGBE_RX_BUFFER.size)
 
 
 async def _put_rx_buffer(

@@ -1,6 +1,7 @@
 """Sending: descriptors for frames, and their buffers given back once the card is done with them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hw.nic.descriptors import DESCRIPTOR_BYTES, TX_WRITE_BACK
 from hw.nic.registers import REG
@@ -12,6 +13,8 @@ from sw.linux.skb import SK_BUFF, kfree_skb
 from sw.structs import Struct
 
 __all__ = [
+    "IXGBE_TX_BUFFER",
+    "TX_RING",
     "IxgbeTxRing",
     "ixgbe_clean_tx_irq",
     "ixgbe_init_tx_ring",
@@ -51,6 +54,7 @@ class IxgbeTxRing:
     buffers: int = field(init=False)  #: address of the array of :data:`IXGBE_TX_BUFFER`
     state: int = field(init=False)  #: address of the :data:`TX_RING`
     frames: int = field(default=0, init=False)  #: given to the card since the start, for observers
+    xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks it sends, if any
 
     def __post_init__(self):
         least, most = 32, 4096

@@ -15,7 +15,7 @@ from sw.linux.sched import (
 from sw.linux.spinlock import SPINLOCK_BYTES, spin_lock_irqsave, spin_unlock_irqrestore
 from sw.structs import Struct
 
-__all__ = ["SOCK", "SOCK_RCVBUF", "skb_wait_for_more_packets", "sock_def_readable"]
+__all__ = ["SOCK", "SOCK_RCVBUF", "WAIT_QUEUE_ENTRY", "skb_wait_for_more_packets", "sock_def_readable"]
 
 #: Receive buffer of a socket in bytes of ``truesize``, ``net.core.rmem_default``.
 SOCK_RCVBUF = 212_992
@@ -40,17 +40,17 @@ SOCK = Struct(
 )
 
 #: ``struct wait_queue_entry``, on the sleeper's kernel stack.
-_WAIT_QUEUE_ENTRY = Struct(entry=16, task=8)
+WAIT_QUEUE_ENTRY = Struct(entry=16, task=8)
 
 
 @function()
 async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
     """Sleep unless a datagram has come: first enter the wait queue, then look again, then schedule."""
     task = cpu.task
-    task.stack_pointer -= _WAIT_QUEUE_ENTRY.size
+    task.stack_pointer -= WAIT_QUEUE_ENTRY.size
     entry = task.stack_pointer
     lock = sock + SOCK.wait_queue_lock.offset
-    cpu.put(entry, _WAIT_QUEUE_ENTRY.task, task.address)
+    cpu.put(entry, WAIT_QUEUE_ENTRY.task, task.address)
     enabled = await spin_lock_irqsave(cpu, lock)
     await list_add_tail(cpu, entry, sock + SOCK.wait_queue.offset)
     await set_current_state(cpu, TASK_INTERRUPTIBLE)
@@ -62,7 +62,7 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
         enabled = await spin_lock_irqsave(cpu, lock)
         await list_del(cpu, entry)
         spin_unlock_irqrestore(cpu, lock, enabled)
-    task.stack_pointer += _WAIT_QUEUE_ENTRY.size
+    task.stack_pointer += WAIT_QUEUE_ENTRY.size
 
 
 @function()
@@ -78,7 +78,7 @@ async def _wake_up_sync_key(cpu: Cpu, sock: int) -> None:
     lock = sock + SOCK.wait_queue_lock.offset
     enabled = await spin_lock_irqsave(cpu, lock)
     entry, loaded = await list_first(cpu, sock + SOCK.wait_queue.offset)
-    if entry and await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task, after=loaded)):
+    if entry and await try_to_wake_up(cpu, await cpu.get(entry, WAIT_QUEUE_ENTRY.task, after=loaded)):
         await list_del(cpu, entry, after=loaded)
         init_list_head(cpu, entry)
     spin_unlock_irqrestore(cpu, lock, enabled)

@@ -55,7 +55,7 @@ class Bench:
         assert asyncio.run(self.system.run(self.machine.tick + 50_000_000)) is not WakeKind.LIMIT
 
 
-@pytest.mark.parametrize("mode", ["copy"])
+@pytest.mark.parametrize("mode", ["copy", "zero-copy"])
 @pytest.mark.parametrize("gap", [100, 600, 5000])
 def test_every_packet_is_delivered_once_in_order(gap, mode):
     bench = Bench(xdp_mode=mode)

@@ -57,6 +57,7 @@ class XskBuffPool:
     umem: XdpUmem
     fq: XskQueue
     cq: XskQueue
+    tx: XskQueue | None = None  #: transmit ring of the socket, once it is bound
     uses_need_wakeup: bool = False
     #: Which received packet is in each chunk that has one, for observers.
     packet_of: dict[int, tuple[int, int]] = field(default_factory=dict)

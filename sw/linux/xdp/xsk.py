@@ -48,7 +48,6 @@ __all__ = [
     "MEM_TYPE_XSK_BUFF_POOL",
     "XDP_SOCK",
     "AfXdp",
-    "PollEvent",
     "XdpDevice",
     "XdpSock",
     "xdp_do_flush_map",
@@ -70,13 +69,6 @@ class _State(enum.IntEnum):
 
     READY = 0
     BOUND = 1
-
-
-class PollEvent(enum.IntFlag):
-    """Events of poll(2)."""
-
-    POLLIN = 0x001
-    POLLOUT = 0x004
 
 
 class XdpDevice(Protocol):
@@ -207,6 +199,7 @@ class AfXdp:
             raise XskError(EINVAL, "bind: the socket lacks a UMEM, a fill or a completion ring")
         pool = await xp_create_and_assign_umem(cpu, self.area, xs.umem, xs.fq_tmp, xs.cq_tmp)
         xs.zc = await self._assign_device(cpu, pool, queue, flags)
+        pool.tx = xs.tx
         xs.pool = self._pools[queue] = pool
         xs.device, xs.queue = self.device, queue
         cpu.put(xs.address, XDP_SOCK.queue_id, queue)
