@@ -3,7 +3,7 @@
 from sw.core import LINE, function
 from sw.linux.atomic import smp_mb
 from sw.linux.cpu import Cpu
-from sw.linux.list import init_list_head, list_add_tail, list_del, list_empty, list_first
+from sw.linux.list import init_list_head, list_add_tail, list_del, list_empty, list_empty_careful, list_first
 from sw.linux.sched import (
     TASK_INTERRUPTIBLE,
     TASK_RUNNING,
@@ -58,7 +58,7 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
     if await list_empty(cpu, sock + SOCK.receive_queue.offset):
         await schedule(cpu)
     __set_current_state(cpu, TASK_RUNNING)
-    if not await list_empty(cpu, entry):
+    if not await list_empty_careful(cpu, entry):
         enabled = await spin_lock_irqsave(cpu, lock)
         await list_del(cpu, entry)
         spin_unlock_irqrestore(cpu, lock, enabled)
