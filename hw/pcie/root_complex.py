@@ -35,8 +35,8 @@ class RootComplex(wiring.Component):
     **Interrupts and answers to MMIO reads** reach a core in the order in which they came, each after every
     device write that came before it is visible; one accepted at edge t with nothing to wait for is offered at
     t + 1.
-    **Interrupts of one core for another**, MMIO writes to the interrupt window, wait for nothing and go when no device's
-    interrupt does; one accepted at edge t is offered at t + 1.
+    **Interrupts of one core for another**, MMIO writes to the interrupt window, wait for nothing and go when no
+    device's interrupt does; one accepted at edge t is offered at t + 1.
     **MMIO**, see :class:`~hw.pcie.mmio_bridge.MmioBridge`, goes ahead of completions, so that a completion never
     passes an earlier MMIO write. What nobody claims is answered as :class:`~hw.pcie.inbound.Inbound` says.
 

@@ -78,6 +78,7 @@ class Kernel:
         self.addresses = list(addresses)
         self.netdev_budget = netdev_budget
         self.cpuidle = cpuidle
+        self.receives_in_hardirq = False  #: packets come to sockets from interrupt handlers, not from softirqs
         self.stopping = False  #: programs end as soon as they look
 
         # Addresses, as the linker and the early boot would fix them

@@ -181,7 +181,9 @@ class FunctionalNic:
         address = int.from_bytes(entry[:4], "little")
         assert address & 0xFFF0_0000 == MSI_BASE
         self.not_before = now + EITR_UNIT_TICKS * REG.EITR.INTERVAL.get(self.get(REG.EITR))
-        self.machine.cores[address >> 12 & 0xFF].pending.append(entry[8])
+        pending = self.machine.cores[address >> 12 & 0xFF].pending
+        if entry[8] not in pending:
+            pending.append(entry[8])
 
 
 class _Core:
@@ -297,8 +299,7 @@ class FunctionalMachine:
             arrival = self.frames[0][0] if self.frames else None
             moderated = self.nic.not_before if self.nic.pending() else None
             event = min((t for t in (arrival, moderated) if t is not None), default=None)
-            if core is None:
-                core = self._gives_up(event)
+            core = self._gives_up(min((t for t in (event, core and core.time) if t is not None), default=None)) or core
             if core is None and event is None:
                 return [Wake(WakeKind.IDLE, -1, -1, 0, 0)]
             time = core.time if core is not None else max(event, self.now)
@@ -330,15 +331,15 @@ class FunctionalMachine:
             kind == POLL and cycles > 0 and self.memory[address : address + size] == _bytes(data, size)
         )
 
-    def _gives_up(self, event: int | None) -> _Core | None:
-        """Let time pass for the core whose POLL is the next to give up, if that is before ``event``."""
+    def _gives_up(self, until: int | None) -> _Core | None:
+        """Let time pass for the core whose POLL is the next to give up, if that is before ``until``."""
         polls = []
         for core in self.cores:
             if core.context >= 0 and not core.waits_for_switch and self._waits(core):
                 operation = self._contexts[core.context].queue[0]
                 if operation[1] == POLL and operation[5] < ENDLESS:
-                    polls.append((max(core.time, self.now) + operation[5], core.index, core, operation))
-        if not polls or (event is not None and min(polls)[0] >= event):
+                    polls.append((core.time + operation[5], core.index, core, operation))
+        if not polls or (until is not None and min(polls)[0] >= until):
             return None
         time, _, core, operation = min(polls)
         core.time, operation[5] = time, 0

@@ -36,7 +36,7 @@ def make_system(machine, dram_bytes=4 << 20, path="napi", **options):
 class Bench:
     """A system on the functional machine, and what became of every frame sent to it."""
 
-    def __init__(self, dram_bytes=4 << 20, **options):
+    def __init__(self, dram_bytes=4 << 20, path="napi", **options):
         options = {"ring_size": 64, "ports": PORTS, "compute": (0, 1), "itr_us": 0.0} | options
         self.machine = FunctionalMachine(cores=2, dram_bytes=dram_bytes)
         self.delivered: dict[int, tuple[int, int]] = {}  #: frame -> port, length
@@ -49,7 +49,7 @@ class Bench:
             2,
             dram_bytes,
             COSTS,
-            "napi",
+            path,
             Options(mac=MAC, addresses=(IP_ADDRESS,), **options),
             on_note=self.noted,
         )

@@ -1,4 +1,4 @@
-"""Two cores: wake-ups from one to the other, slots that come and go on different cores, programs with a core of theirs."""
+"""Two cores: wake-ups from one to the other, slots freed on another core, programs with a core of their own."""
 
 import asyncio
 import random
