@@ -8,6 +8,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from hw.bus.core import TIMER_VECTOR
 from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE, MSI_BYTES
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK, TX_DATA, TX_WRITE_BACK
 from hw.nic.registers import MSIX_ENTRY_BYTES, REG, REGISTERS
@@ -17,7 +18,7 @@ from sw.port import AtomicFunction, Notify, OperationKind, Wake, WakeKind
 EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IRET, ATOMIC, POLL, *_MORE = (
     kind.value for kind in OperationKind
 )
-LFENCE, SFENCE, STORE_NT, CLFLUSH, *_ = _MORE
+LFENCE, SFENCE, STORE_NT, CLFLUSH, WRITE_CR3, INVLPG, RDTSC, TSC_DEADLINE = _MORE
 
 #: A POLL that would give up only after so many cycles is a way to rest.
 ENDLESS = 1 << 30
@@ -195,6 +196,7 @@ class _Core:
         self.waits_for_switch = False
         self.pending: deque[int] = deque()
         self.told_empty = False
+        self.deadline = 0  #: tick of the timer's interrupt, 0 if it is not armed
 
 
 class _Context:
@@ -276,7 +278,7 @@ class FunctionalMachine:
         assert -1 <= after < handle
         if kind == EXECUTE:
             assert cycles >= 1 and 0 <= uops < 1 << 16
-        assert not notify or kind in (LOAD, MMIO_READ, ATOMIC, POLL, FENCE, LFENCE, SFENCE, HALT)
+        assert not notify or kind in (LOAD, MMIO_READ, ATOMIC, POLL, FENCE, LFENCE, SFENCE, RDTSC, HALT)
         assert notify != Notify.ISSUE or kind == LOAD
         self._contexts[context].queue.append([handle, kind, address, size, data, cycles, notify, argument])
         for core in self.cores:
@@ -298,7 +300,8 @@ class FunctionalMachine:
             core = min((c for c in self.cores if self._can_run(c)), key=lambda c: c.time, default=None)
             arrival = self.frames[0][0] if self.frames else None
             moderated = self.nic.not_before if self.nic.pending() else None
-            event = min((t for t in (arrival, moderated) if t is not None), default=None)
+            deadlines = (each.deadline or None for each in self.cores)
+            event = min((t for t in (arrival, moderated, *deadlines) if t is not None), default=None)
             core = self._gives_up(min((t for t in (event, core and core.time) if t is not None), default=None)) or core
             if core is None and event is None:
                 return [Wake(WakeKind.IDLE, -1, -1, 0, 0)]
@@ -351,6 +354,9 @@ class FunctionalMachine:
             self.nic.receive(number, frame, split)
         self.nic.message(now)
         for core in self.cores:
+            if 0 < core.deadline <= now:
+                core.deadline = 0
+                core.pending.append(TIMER_VECTOR)
             if core.pending and core.time < now and self._waits(core):
                 core.time = now
 
@@ -393,6 +399,10 @@ class FunctionalMachine:
             result = self.nic.read(address - BAR0_BASE)
         elif kind == MMIO_WRITE:
             self._mmio_write(address, data)
+        elif kind == RDTSC:
+            result = core.time
+        elif kind == TSC_DEADLINE:
+            core.deadline = address
         elif kind == CLI:
             core.enabled = False
         elif kind in (STI, IRET):
