@@ -18,6 +18,7 @@ class Options:
         addresses: the host's IPv4 addresses, 4 bytes each in network order.
         application: what receives, one of ``Path.applications``; None: the path's first.
         ports: UDP ports that a program listens on.
+        app_core: core that the receiving programs run on, as taskset would have it; the boot core takes the interrupt.
         compute: cores that run a computing program of the lowest rank.
         ring_size: receive descriptors.
         itr_us: least time between two interrupts in microseconds, 0 for no moderation.
@@ -36,6 +37,7 @@ class Options:
     addresses: tuple[bytes, ...]
     application: str | None = None
     ports: tuple[int, ...] = (9,)
+    app_core: int = 0
     compute: tuple[int, ...] = ()
     ring_size: int = 512
     itr_us: float = 10.0

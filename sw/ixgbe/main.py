@@ -1,5 +1,6 @@
 """Bringing the card up and its interrupt."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from hw.memory_map import MSI_BASE
@@ -45,6 +46,7 @@ class IxgbeAdapter:
         itr_us: least time between two interrupts, in microseconds; 0: no moderation.
         promiscuous: accept frames for others too.
         core: who takes the interrupt.
+        polled: the interrupt schedules NAPI and stays masked meanwhile; else its handler does all there is to do.
 
     Raises:
         ValueError: for a ring or an interval that the card cannot do.
@@ -58,6 +60,7 @@ class IxgbeAdapter:
     core: int
     hw: IxgbeHw = field(default_factory=IxgbeHw)
     tx_rings: list[IxgbeTxRing] = field(default_factory=list)
+    polled: bool = True
 
     @classmethod
     def make(
@@ -127,7 +130,7 @@ def ixgbe_configure_msix(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     entry = adapter.hw.bar3 + msix_entry(VECTOR)
     for offset, value in enumerate((MSI_BASE | adapter.core << 12, 0, vector, 0)):
         cpu.mmio_write(entry + 4 * offset, value)
-    adapter.kernel.irq_handlers[vector] = _interrupt_handler(adapter.napi)
+    adapter.kernel.irq_handlers[vector] = _interrupt_handler(adapter)
     gpie = REG.GPIE
     adapter.hw.write(
         cpu,
@@ -136,7 +139,7 @@ def ixgbe_configure_msix(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     )
     causes = REG.EIMS.RTXQ.mask
     adapter.hw.write(cpu, REG.EIAC, causes)
-    adapter.hw.write(cpu, REG.EIAM, causes)
+    adapter.hw.write(cpu, REG.EIAM, causes if adapter.polled else 0)
     ivar = REG.IVAR
     vectors = ivar.RX_EVEN.put(VECTOR) | ivar.RX_EVEN_VALID.mask
     for ring in adapter.tx_rings:
@@ -168,9 +171,24 @@ async def ixgbe_msix_clean_rings(cpu: Cpu, napi: Napi) -> None:
     await napi_schedule(cpu, napi)
 
 
-def _interrupt_handler(napi: Napi):
+@function()
+async def ixgbe_intr(cpu: Cpu, adapter: IxgbeAdapter) -> None:
+    """All of the receive side in the handler, as drivers had it before NAPI.
+
+    The card has cleared the cause but not masked it, so what comes meanwhile interrupts again. A whole ring of packets
+    is the most that is done at once (such drivers had a ``max_interrupt_work``); if there may be more, or memory was
+    short, the card is told to interrupt once more.
+    """
+    if await ixgbe_clean_rx_irq(cpu, adapter.ring, adapter.hw, adapter.ring.count) >= adapter.ring.count:
+        adapter.hw.write(cpu, REG.EICS, 1 << VECTOR)
+
+
+def _interrupt_handler(adapter: IxgbeAdapter) -> Callable[[Cpu], Awaitable[None]]:
     async def handler(cpu: Cpu) -> None:
-        await ixgbe_msix_clean_rings(cpu, napi)
+        if adapter.polled:
+            await ixgbe_msix_clean_rings(cpu, adapter.napi)
+        else:
+            await ixgbe_intr(cpu, adapter)
 
     return handler
 

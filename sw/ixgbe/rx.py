@@ -16,7 +16,6 @@ from sw.ixgbe.xdp import XdpResult, ixgbe_run_xdp, ixgbe_xdp_ring_update_tail
 from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
 from sw.linux.mm import alloc_page, put_page
-from sw.linux.net.dev import napi_gro_receive
 from sw.linux.net.ethernet import ETH_HLEN, eth_type_trans
 from sw.linux.skb import SK_BUFF, IpSummed, napi_build_skb
 from sw.linux.xdp.xsk import xdp_do_flush_map
@@ -117,7 +116,7 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
         packets += upper >> _EOP_SHIFT & 1
         if skb:
             total_bytes += length
-            await napi_gro_receive(cpu, skb)
+            await ring.receive(cpu, skb)
     if ring.xdp is not None and ring.xdp.sockets is not None:
         await xdp_do_flush_map(cpu, ring.xdp.sockets)
     if ring.xdp is not None and ring.xdp.ring.frames != sent_before:

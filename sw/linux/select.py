@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from sw.core import function
 from sw.linux.cpu import Cpu
-from sw.linux.list import list_add_tail, list_del, list_empty
+from sw.linux.list import init_list_head, list_add_tail, list_del, list_empty_careful
 from sw.linux.sched import TASK_INTERRUPTIBLE, TASK_RUNNING, schedule, set_current_state
 from sw.linux.sched import __set_current_state as set_current_state_unordered
 from sw.linux.socket import SOCK, WAIT_QUEUE_ENTRY
@@ -48,11 +48,12 @@ async def do_poll(
         if not ready:
             await schedule(cpu)
         set_current_state_unordered(cpu, TASK_RUNNING)
-        if not await list_empty(cpu, entry):
+        if not await list_empty_careful(cpu, entry):
             enabled = await spin_lock_irqsave(cpu, lock)
             # Not if somebody has woken this task between the two looks.
-            if not await list_empty(cpu, entry):
+            if not await list_empty_careful(cpu, entry):
                 await list_del(cpu, entry)
+                init_list_head(cpu, entry)
             spin_unlock_irqrestore(cpu, lock, enabled)
         if ready:
             task.stack_pointer += WAIT_QUEUE_ENTRY.size

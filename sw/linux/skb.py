@@ -4,7 +4,8 @@ import enum
 
 from sw.core import LINE, function
 from sw.linux.cpu import Cpu
-from sw.linux.mm import kmem_cache_alloc, kmem_cache_free, put_page
+from sw.linux.mm import put_page
+from sw.linux.slab import kmem_cache_alloc, kmem_cache_free
 from sw.structs import Struct
 
 __all__ = ["SK_BUFF", "IpSummed", "PacketType", "consume_skb", "kfree_skb", "kfree_skb_reason", "napi_build_skb"]

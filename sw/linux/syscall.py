@@ -5,7 +5,7 @@ from sw.linux.cpu import Cpu
 from sw.linux.list import init_list_head
 from sw.linux.net.udp import udp_bind, udp_recvmsg
 from sw.linux.ptrace import restore_registers, save_registers
-from sw.linux.sched import schedule, yield_task
+from sw.linux.sched import need_resched, schedule, yield_task
 from sw.linux.socket import SOCK, SOCK_RCVBUF
 from sw.linux.softirq import local_bh_disable, local_bh_enable
 
@@ -21,7 +21,7 @@ async def _syscall_enter(cpu: Cpu) -> int:
 async def _syscall_exit(cpu: Cpu, registers: int) -> None:
     """Back to the program, unless a better task wants to run first."""
     cpu.execute("syscall_exit_to_user_mode")
-    while await cpu.load(cpu.need_resched_address, 4):
+    while await need_resched(cpu):
         await schedule(cpu, preempt=True)
     cpu.current.registers = await restore_registers(cpu, registers)
 

@@ -64,8 +64,7 @@ class AfXdpPath(Path):
         flags = _MODES[options.xdp_mode] | BindFlag.USE_NEED_WAKEUP
         plan = XdpsockPlan(self.family, self.bpf, umem, memory, entries, flags)
         self.program = _PROGRAMS[self.application(options.application)](plan, options.batch, Wakeup(options.wakeup))
-        boot = kernel.cpus[BOOT_CORE]
-        self.tasks = [kernel.new_task(self.program.name, boot, PRIORITY_NORMAL, self.program.main)]
+        self.tasks = [kernel.new_task(self.program.name, self.app_cpu, PRIORITY_NORMAL, self.program.main)]
         self.starting = 1
         self.object = load_object(PROGRAMS / "xsk_redirect.o")
 

@@ -25,14 +25,15 @@ class NapiPath(Path):
 
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
-        boot = kernel.cpus[BOOT_CORE]
         self.adapter = IxgbeAdapter.make(kernel, options.ring_size, options.itr_us, options.promiscuous, BOOT_CORE)
         ports = sorted(set(self.receivers(options)))
         if self.application(options.application) == "rawdrop":
             kernel.add_raw_table()
         kernel.reserve_socks(len(ports))
         self.sinks = [Sink(port, kernel.allocate_user(BUFFER_BYTES), options.rcvbuf, options.read) for port in ports]
-        self.tasks = [kernel.new_task(f"sink:{sink.port}", boot, PRIORITY_NORMAL, sink.main) for sink in self.sinks]
+        self.tasks = [
+            kernel.new_task(f"sink:{sink.port}", self.app_cpu, PRIORITY_NORMAL, sink.main) for sink in self.sinks
+        ]
         self.starting = len(self.sinks)
 
     @classmethod

@@ -8,7 +8,13 @@ from sw.linux.cpu import Cpu
 from sw.linux.list import Entry, list_add_tail, list_del, list_empty, list_first, list_splice_tail_init
 from sw.linux.net.checksum import IPPROTO_UDP, fold, partial, pseudo_header, udp_lib_checksum_complete
 from sw.linux.skb import SK_BUFF, IpSummed, consume_skb, kfree_skb_reason
-from sw.linux.socket import SOCK, skb_wait_for_more_packets, sock_def_readable
+from sw.linux.socket import (
+    SOCK,
+    lock_receive_queue,
+    skb_wait_for_more_packets,
+    sock_def_readable,
+    unlock_receive_queue,
+)
 from sw.linux.softirq import local_bh_disable, local_bh_enable, spin_lock_bh, spin_unlock_bh
 from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
 from sw.linux.uaccess import copy_to_user, csum_and_copy_to_user
@@ -122,10 +128,9 @@ async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int, after: int) ->
     if busy:
         await raw_spin_lock(cpu, busy)
     await atomic_add(cpu, truesize, rmem_alloc)
-    lock = sock + SOCK.receive_queue_lock.offset
-    await raw_spin_lock(cpu, lock)
+    enabled = await lock_receive_queue(cpu, sock)
     await list_add_tail(cpu, skb, sock + SOCK.receive_queue.offset)
-    raw_spin_unlock(cpu, lock)
+    unlock_receive_queue(cpu, sock, enabled)
     await sock_def_readable(cpu, sock)
     if busy:
         raw_spin_unlock(cpu, busy)
@@ -182,18 +187,18 @@ async def skb_recv_udp(cpu: Cpu, sock: int) -> Entry:
     The reader has a queue of its own, to which it moves what has arrived all at once.
     """
     queue, lock = sock + SOCK.reader_queue.offset, sock + SOCK.reader_queue_lock.offset
-    receive_queue, receive_lock = sock + SOCK.receive_queue.offset, sock + SOCK.receive_queue_lock.offset
+    receive_queue = sock + SOCK.receive_queue.offset
     while True:
         await spin_lock_bh(cpu, lock)
         skb = await list_first(cpu, queue)
         if skb.address:
             await _dequeue(cpu, sock, skb)
         elif not await list_empty(cpu, receive_queue):
-            await raw_spin_lock(cpu, receive_lock)
+            enabled = await lock_receive_queue(cpu, sock)
             await list_splice_tail_init(cpu, receive_queue, queue)
             skb = await list_first(cpu, queue)
             await _dequeue(cpu, sock, skb, locked=True)
-            raw_spin_unlock(cpu, receive_lock)
+            unlock_receive_queue(cpu, sock, enabled)
         await spin_unlock_bh(cpu, lock)
         if skb.address:
             return skb
@@ -218,11 +223,10 @@ async def _rmem_release(cpu: Cpu, sock: int, size: int, empty: bool, locked: boo
         cpu.put(sock, SOCK.forward_deficit, size)
         return
     cpu.put(sock, SOCK.forward_deficit, 0)
-    receive_queue, lock = sock + SOCK.receive_queue.offset, sock + SOCK.receive_queue_lock.offset
-    if not locked:
-        await raw_spin_lock(cpu, lock)
+    receive_queue = sock + SOCK.receive_queue.offset
+    enabled = False if locked else await lock_receive_queue(cpu, sock)
     await atomic_add(cpu, -size, sock + SOCK.rmem_alloc.offset)
     if not await list_empty(cpu, receive_queue):
         await list_splice_tail_init(cpu, receive_queue, sock + SOCK.reader_queue.offset)
     if not locked:
-        raw_spin_unlock(cpu, lock)
+        unlock_receive_queue(cpu, sock, enabled)
