@@ -81,6 +81,12 @@ class IxgbeAdapter:
         adapter = cls(kernel, ring, napi, itr_us, promiscuous, core)
         return adapter
 
+    def add_tx(self) -> IxgbeTxRing:
+        """Have the kernel send by the transmit queue of the pair."""
+        ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, QUEUE)
+        self.tx_rings.append(ring)
+        return ring
+
     def add_xdp(self) -> IxgbeXdp:
         """Let a program run on what is received; what it sends goes out by a queue of its own."""
         ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, XDP_QUEUE)

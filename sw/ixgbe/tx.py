@@ -9,7 +9,7 @@ from sw.core import LINE, function
 from sw.ixgbe.hw import IxgbeHw, tx_data
 from sw.linux.cpu import Cpu
 from sw.linux.mm import MemBlock, put_page
-from sw.linux.skb import SK_BUFF, kfree_skb
+from sw.linux.skb import SK_BUFF, napi_consume_skb
 from sw.structs import Struct
 
 __all__ = [
@@ -143,7 +143,7 @@ async def ixgbe_clean_tx_irq(cpu: Cpu, ring: IxgbeTxRing, budget: int) -> bool:
         cpu.put(buffer, IXGBE_TX_BUFFER.next_to_watch, 0)
         if skb:
             cpu.kernel.packet_of.pop(skb, None)
-            await kfree_skb(cpu, skb)
+            await napi_consume_skb(cpu, skb)
         else:
             await put_page(cpu, page)
         next_to_clean = (next_to_clean + 1) % ring.count

@@ -21,6 +21,7 @@ __all__ = [
     "XSK_RING",
     "XskRing",
     "XskSocket",
+    "xsk_ring_cons_comp_addr",
     "xsk_ring_cons_peek",
     "xsk_ring_cons_release",
     "xsk_ring_cons_rx_desc",

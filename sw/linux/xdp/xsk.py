@@ -81,6 +81,9 @@ class XdpDevice(Protocol):
     async def ndo_setup_xsk_pool(self, cpu: Cpu, pool: XskBuffPool, queue: int) -> int:
         """Use the pool's chunks as buffers of a queue pair; 0 or a negative errno (``XDP_SETUP_XSK_POOL``)."""
 
+    async def ndo_start_xmit(self, cpu: Cpu, skb: int, queue: int) -> bool:
+        """Send a packet by a transmit queue, softirqs being disabled; false if that is full."""
+
     async def ndo_xsk_wakeup(self, cpu: Cpu, queue: int, flags: int) -> int:
         """Look at the rings soon; 0 or a negative errno."""
 
@@ -116,7 +119,7 @@ class AfXdp:
     def __init__(self, kernel: "Kernel", size: int, device: XdpDevice):
         self.area = XdpArea(kernel, size)
         self.device = device
-        self.sockets: dict[int, XdpSock] = {}  #: by address
+        self.sockets = kernel.xdp_sockets  #: by address
         self._flush_lists = self.area.allocate(LINE * len(kernel.cpus))
         self._pools: dict[int, XskBuffPool] = {}  #: by queue
 
