@@ -27,10 +27,13 @@ _MODULES = {
     "sw.linux.sched": Stage.SWITCHING,
     "sw.linux.softirq": Stage.SWITCHING,
     "sw.linux.syscall": Stage.CROSSING,
+    "sw.linux.select": Stage.CROSSING,
     "sw.linux.uaccess": Stage.COPY,
+    "sw.linux.xdp.syscall": Stage.CROSSING,
     "sw.ixgbe": Stage.DRIVER,
     "sw.dpdk": Stage.DRIVER,
     "sw.bpf": Stage.APPLICATION,
+    "sw.libxdp": Stage.APPLICATION,
     "sw.apps": Stage.APPLICATION,
     "sw.apps.compute": Stage.WAITING,
     "sw.system": Stage.WAITING,
@@ -41,6 +44,10 @@ _FUNCTIONS = {
     "cpu_idle": Stage.WAITING,
     "default_idle": Stage.WAITING,
     "rx_burst_wait": Stage.WAITING,
+    "sched_yield": Stage.WAITING,
+    "skb_store_bits": Stage.COPY,
+    "xsk_copy_xdp": Stage.COPY,
+    "xsk_ring_wait": Stage.WAITING,
 }
 
 
