@@ -1,11 +1,10 @@
-"""Who waits polls the card: the program that reads, or a thread; the interrupt is masked, and no packet is forgotten."""
+"""Who waits polls the card: the program that reads, or a thread; the interrupt is masked, no packet is forgotten."""
 
 import random
 import zlib
 
 import pytest
 
-from hw.nic.registers import REG
 from sw.core import Mode
 from sw.linux.napi import NAPI_STRUCT, NapiState
 from sw.linux.smp import RESCHEDULE_VECTOR
