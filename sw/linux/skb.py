@@ -24,6 +24,7 @@ SK_BUFF = Struct(
     ip_summed=1,
     network_header=2,  #: bytes from ``head``
     page=8,  #: the page that holds the buffer
+    napi_id=8,  #: address of the NAPI it came from, where programs busy-poll
 )
 
 #: ``struct skb_shared_info`` lies at the end of the buffer; one line of it is initialised per packet.
