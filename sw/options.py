@@ -30,6 +30,8 @@ class Options:
         read: the receiving programs read what they get.
         batch: packets of a burst, where a program polls.
         bpf_jit: eBPF programs are translated to machine code, as ``net.core.bpf_jit_enable`` says; else interpreted.
+        xdp_mode: of an AF_XDP socket: "zero-copy" (the card writes into its memory) or "copy".
+        wakeup: how a program with such a socket waits: "spin", or "poll" for poll(2).
         cpuidle: how deep idle cores sleep.
     """
 
@@ -49,4 +51,6 @@ class Options:
     read: bool = True
     batch: int = 32
     bpf_jit: bool = True
+    xdp_mode: str = "zero-copy"
+    wakeup: str = "spin"
     cpuidle: Cpuidle = field(default_factory=Cpuidle)

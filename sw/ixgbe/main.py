@@ -19,6 +19,7 @@ from sw.ixgbe.ring import IXGBE_RX_BUFSZ, IxgbeRing
 from sw.ixgbe.rx import ixgbe_alloc_rx_buffers, ixgbe_clean_rx_irq, ixgbe_init_rx_ring, ixgbe_next_status
 from sw.ixgbe.tx import IxgbeTxRing, ixgbe_clean_tx_irq, ixgbe_init_tx_ring
 from sw.ixgbe.xdp import IxgbeXdp
+from sw.ixgbe.xsk import ixgbe_clean_rx_irq_zc, ixgbe_clean_xdp_tx_irq
 from sw.linux.cpu import Cpu
 from sw.linux.irq import FIRST_EXTERNAL_VECTOR
 from sw.linux.kernel import Kernel
@@ -82,6 +83,12 @@ class IxgbeAdapter:
         napi = Napi(kernel.memblock.allocate(NAPI_STRUCT.size, LINE), poll, watch)
         adapter = cls(kernel, ring, napi, itr_us, promiscuous, core)
         return adapter
+
+    def add_tx(self) -> IxgbeTxRing:
+        """Have the kernel send by the transmit queue of the pair."""
+        ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, QUEUE)
+        self.tx_rings.append(ring)
+        return ring
 
     def add_xdp(self) -> IxgbeXdp:
         """Let a program run on what is received; what it sends goes out by a queue of its own."""
@@ -200,8 +207,12 @@ async def ixgbe_poll(cpu: Cpu, adapter: IxgbeAdapter, napi: Napi, budget: int) -
     """Clean the rings; when they are empty, end polling and unmask the interrupt. ``budget`` means there is more."""
     cleaned = True
     for ring in adapter.tx_rings:
-        cleaned &= await ixgbe_clean_tx_irq(cpu, ring, TX_WORK_LIMIT)
-    work = await ixgbe_clean_rx_irq(cpu, adapter.ring, adapter.hw, budget)
+        if ring.xsk_pool is not None:
+            cleaned &= await ixgbe_clean_xdp_tx_irq(cpu, adapter.hw, ring, TX_WORK_LIMIT)
+        else:
+            cleaned &= await ixgbe_clean_tx_irq(cpu, ring, TX_WORK_LIMIT)
+    clean_rx_irq = ixgbe_clean_rx_irq if adapter.ring.xsk_pool is None else ixgbe_clean_rx_irq_zc
+    work = await clean_rx_irq(cpu, adapter.ring, adapter.hw, budget)
     if work >= budget or not cleaned:
         return budget
     if await napi_complete_done(cpu, napi):

@@ -18,8 +18,13 @@ from sw.linux.cpu import Cpu
 from sw.linux.mm import alloc_page, put_page
 from sw.linux.net.ethernet import ETH_HLEN, eth_type_trans
 from sw.linux.skb import SK_BUFF, IpSummed, napi_build_skb
+from sw.linux.xdp.xsk import xdp_do_flush_map
 
+<<<<<<< HEAD
 __all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_init_rx_ring", "ixgbe_next_status"]
+=======
+__all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_clean_rx_ring", "ixgbe_init_rx_ring"]
+>>>>>>> afxdp
 
 #: References taken on a page at once, so that handing half of it up changes only the driver's own count.
 _PAGE_REFERENCES = 0xFFFF
@@ -123,6 +128,8 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
             if ring.napi_id:
                 cpu.put(skb, SK_BUFF.napi_id, ring.napi_id)
             await ring.receive(cpu, skb)
+    if ring.xdp is not None and ring.xdp.sockets is not None:
+        await xdp_do_flush_map(cpu, ring.xdp.sockets)
     if ring.xdp is not None and ring.xdp.ring.frames != sent_before:
         await ixgbe_xdp_ring_update_tail(cpu, hw, ring.xdp.ring)
     if packets:
@@ -156,8 +163,8 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
         if ring.xdp is not None:
             result, data, length = await ixgbe_run_xdp(cpu, ring.xdp, packet, page, start, data, length, IXGBE_RX_BUFSZ)
             if result is not XdpResult.PASS:
-                sent = result is XdpResult.TX
-                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, sent, loaded)
+                handed_on = result in (XdpResult.TX, XdpResult.REDIRECT)
+                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, handed_on, loaded)
                 return 0
         skb = await napi_build_skb(cpu, page, start, IXGBE_RX_BUFSZ, data - start, length)
         reason = "" if skb else "NOMEM"
@@ -170,6 +177,16 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
         cpu.kernel.packet_of[skb] = packet
         await _process_skb_fields(cpu, skb, data, upper, length, loaded)
     return skb
+
+
+async def ixgbe_clean_rx_ring(cpu: Cpu, ring: IxgbeRing) -> None:
+    """Free the pages of a ring that the card no longer has."""
+    for number in range(ring.count):
+        buffer = ring.buffers + number * IXGBE_RX_BUFFER.size
+        page, _, bias = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size))
+        if page:
+            await put_page(cpu, page, bias)
+            cpu.store(buffer, bytes(IXGBE_RX_BUFFER.size), IXGBE_RX_BUFFER.size)
 
 
 async def _put_rx_buffer(

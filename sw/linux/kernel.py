@@ -32,6 +32,7 @@ from sw.linux.skb import SK_BUFF
 from sw.linux.slab import KmemCache
 from sw.linux.socket import SOCK
 from sw.linux.softirq import ksoftirqd
+from sw.linux.xdp.xsk import XdpSock
 from sw.paging import PageSize, PageTables, virtual
 from sw.port import CorePort
 
@@ -105,6 +106,8 @@ class Kernel:
         # From addresses and numbers in memory to what they stand for
         self.tasks: dict[int, Task] = {}
         self.napi: dict[int, Napi] = {}
+        self.xdp_sockets: dict[int, XdpSock] = {}
+        self.skb_destructors: dict[int, Callable[[Cpu, int], Awaitable[None]]] = {}
         self.irq_handlers: dict[int, Callable[[Cpu], Awaitable[None]]] = {}
 
         self.interrupt_entry = interrupt_entry

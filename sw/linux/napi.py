@@ -23,6 +23,9 @@ __all__ = [
     "Napi",
     "NapiState",
     "napi_complete_done",
+    "napi_disable",
+    "napi_enable",
+    "napi_if_scheduled_mark_missed",
     "napi_schedule",
     "net_rx_action",
     "netif_napi_add",
@@ -35,6 +38,9 @@ NETDEV_BUDGET = 300
 
 #: ``struct napi_struct``, the members in use.
 NAPI_STRUCT = Struct(LINE, poll_list=16, state=4, weight=4, defer_hard_irqs_count=4)
+
+#: Cycles between two looks at a poll that has to end (the kernel sleeps 20 to 200 us).
+_DISABLE_WAIT_CYCLES = 10_000
 
 
 class NapiState(enum.IntFlag):
@@ -130,6 +136,29 @@ async def _put_off(cpu: Cpu, napi: Napi) -> bool:
     if count:
         cpu.put(napi.address, NAPI_STRUCT.defer_hard_irqs_count, count - 1)
     return count > 0
+
+
+async def napi_if_scheduled_mark_missed(cpu: Cpu, napi: Napi) -> bool:
+    """Have a poll that is scheduled or running repeated; false if there is none."""
+    address = napi.address + NAPI_STRUCT.state.offset
+    while True:
+        state = await cpu.load(address, 4)
+        if not state & _SCHED:
+            return False
+        if await try_cmpxchg(cpu, address, state, state | _MISSED):
+            return True
+
+
+async def napi_disable(cpu: Cpu, napi: Napi) -> None:
+    """Wait until no poll is scheduled and let none be; interrupts meanwhile find one scheduled."""
+    while not await _napi_schedule_prep(cpu, napi.address + NAPI_STRUCT.state.offset):
+        cpu.execute(_DISABLE_WAIT_CYCLES)
+        await cpu.drain()
+
+
+def napi_enable(cpu: Cpu, napi: Napi) -> None:
+    """Undo :func:`napi_disable`."""
+    cpu.put(napi.address, NAPI_STRUCT.state, 0)
 
 
 @function()

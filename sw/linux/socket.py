@@ -24,6 +24,7 @@ from sw.structs import Struct
 __all__ = [
     "SOCK",
     "SOCK_RCVBUF",
+    "WAIT_QUEUE_ENTRY",
     "lock_receive_queue",
     "skb_wait_for_more_packets",
     "sock_def_readable",
@@ -54,7 +55,7 @@ SOCK = Struct(
 )
 
 #: ``struct wait_queue_entry``, on the sleeper's kernel stack.
-_WAIT_QUEUE_ENTRY = Struct(entry=16, task=8)
+WAIT_QUEUE_ENTRY = Struct(entry=16, task=8)
 
 
 async def lock_receive_queue(cpu: Cpu, sock: int) -> bool:
@@ -83,10 +84,10 @@ def unlock_receive_queue(cpu: Cpu, sock: int, enabled: bool) -> None:
 async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
     """Sleep unless a datagram has come: first enter the wait queue, then look again, then schedule."""
     task = cpu.task
-    task.stack_pointer -= _WAIT_QUEUE_ENTRY.size
+    task.stack_pointer -= WAIT_QUEUE_ENTRY.size
     entry = task.stack_pointer
     lock = sock + SOCK.wait_queue_lock.offset
-    cpu.put(entry, _WAIT_QUEUE_ENTRY.task, task.address)
+    cpu.put(entry, WAIT_QUEUE_ENTRY.task, task.address)
     enabled = await spin_lock_irqsave(cpu, lock)
     await list_add_tail(cpu, entry, sock + SOCK.wait_queue.offset)
     await set_current_state(cpu, TASK_INTERRUPTIBLE)
@@ -98,7 +99,7 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
         enabled = await spin_lock_irqsave(cpu, lock)
         await list_del(cpu, entry)
         spin_unlock_irqrestore(cpu, lock, enabled)
-    task.stack_pointer += _WAIT_QUEUE_ENTRY.size
+    task.stack_pointer += WAIT_QUEUE_ENTRY.size
 
 
 @function()
@@ -114,7 +115,7 @@ async def _wake_up_sync_key(cpu: Cpu, sock: int) -> None:
     lock = sock + SOCK.wait_queue_lock.offset
     enabled = await spin_lock_irqsave(cpu, lock)
     entry, loaded = await list_first(cpu, sock + SOCK.wait_queue.offset)
-    if entry and await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task, after=loaded)):
+    if entry and await try_to_wake_up(cpu, await cpu.get(entry, WAIT_QUEUE_ENTRY.task, after=loaded)):
         await list_del(cpu, entry, after=loaded)
         init_list_head(cpu, entry)
     spin_unlock_irqrestore(cpu, lock, enabled)
