@@ -93,6 +93,10 @@ software_options = [
     click.option(
         "--app-core", type=int, default=None, metavar="N", help="Core of the receiving programs.  [default: 0]"
     ),
+    click.option(
+        "--napi-thread", type=int, default=None, metavar="N", help="A thread on this core polls (threaded NAPI)."
+    ),
+    click.option("--busy-poll", type=float, default=None, metavar="US", help="How long a read polls.  [default: 50]"),
     click.option("--itr", type=float, default=None, metavar="US", help="Least time between two interrupts."),
 ]
 
@@ -125,6 +129,8 @@ def run(
     background,
     idle,
     app_core,
+    napi_thread,
+    busy_poll,
     itr,
     machine,
     settings,
@@ -148,7 +154,9 @@ def run(
         engine=engine,
         seed=seed,
         waves=waves,
-        options=given_options(ring_size=ring, app_core=app_core, itr_us=itr),
+        options=given_options(
+            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+        ),
         mitigations=mitigations_of(mitigations),
         background=background,
         idle=idle,
@@ -187,6 +195,8 @@ def compare(
     background,
     idle,
     app_core,
+    napi_thread,
+    busy_poll,
     itr,
     machine,
     settings,
@@ -210,7 +220,9 @@ def compare(
         traffics=compared_traffics(traffic, speed, size, rate, count, seed),
         engine=engine,
         seed=seed,
-        options=given_options(ring_size=ring, app_core=app_core, itr_us=itr),
+        options=given_options(
+            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+        ),
         mitigations=mitigations_of(mitigations),
         background=background,
         idle=idle,

@@ -19,6 +19,8 @@ class Options:
         application: what receives, one of ``Path.applications``; None: the path's first.
         ports: UDP ports that a program listens on.
         app_core: core that the receiving programs run on, as taskset would have it; the boot core takes the interrupt.
+        napi_thread: core of the thread that polls instead of the softirq (threaded NAPI); None: there is none.
+        busy_poll_us: microseconds that a program that reads polls the card before it sleeps, on the path busypoll.
         compute: cores that run a computing program of the lowest rank.
         ring_size: receive descriptors.
         itr_us: least time between two interrupts in microseconds, 0 for no moderation.
@@ -38,6 +40,8 @@ class Options:
     application: str | None = None
     ports: tuple[int, ...] = (9,)
     app_core: int = 0
+    napi_thread: int | None = None
+    busy_poll_us: float = 50.0
     compute: tuple[int, ...] = ()
     ring_size: int = 512
     itr_us: float = 10.0

@@ -21,10 +21,13 @@ class Stage(enum.StrEnum):
 #: By module, the longest prefix counts.
 _MODULES = {
     "sw.linux": Stage.PROTOCOL,
+    "sw.linux.busy_poll": Stage.SWITCHING,
     "sw.linux.irq": Stage.SWITCHING,
     "sw.linux.napi": Stage.SWITCHING,
+    "sw.linux.napi_threaded": Stage.SWITCHING,
     "sw.linux.ptrace": Stage.SWITCHING,
     "sw.linux.sched": Stage.SWITCHING,
+    "sw.linux.smp": Stage.SWITCHING,
     "sw.linux.softirq": Stage.SWITCHING,
     "sw.linux.syscall": Stage.CROSSING,
     "sw.linux.select": Stage.CROSSING,
@@ -41,6 +44,7 @@ _MODULES = {
 
 #: Functions that are not what their module is.
 _FUNCTIONS = {
+    "busy_poll_wait": Stage.WAITING,
     "cpu_idle": Stage.WAITING,
     "default_idle": Stage.WAITING,
     "rx_burst_wait": Stage.WAITING,

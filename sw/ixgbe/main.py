@@ -16,7 +16,7 @@ from sw.ixgbe.hw import (
     ixgbe_wait_link,
 )
 from sw.ixgbe.ring import IXGBE_RX_BUFSZ, IxgbeRing
-from sw.ixgbe.rx import ixgbe_alloc_rx_buffers, ixgbe_clean_rx_irq, ixgbe_init_rx_ring
+from sw.ixgbe.rx import ixgbe_alloc_rx_buffers, ixgbe_clean_rx_irq, ixgbe_init_rx_ring, ixgbe_next_status
 from sw.ixgbe.tx import IxgbeTxRing, ixgbe_clean_tx_irq, ixgbe_init_tx_ring
 from sw.ixgbe.xdp import IxgbeXdp
 from sw.ixgbe.xsk import ixgbe_clean_rx_irq_zc, ixgbe_clean_xdp_tx_irq
@@ -77,7 +77,10 @@ class IxgbeAdapter:
         async def poll(napi: Napi, cpu: Cpu, budget: int) -> int:
             return await ixgbe_poll(cpu, adapter, napi, budget)
 
-        napi = Napi(kernel.memblock.allocate(NAPI_STRUCT.size, LINE), poll)
+        async def watch(cpu: Cpu) -> int:
+            return await ixgbe_next_status(cpu, ring)
+
+        napi = Napi(kernel.memblock.allocate(NAPI_STRUCT.size, LINE), poll, watch)
         adapter = cls(kernel, ring, napi, itr_us, promiscuous, core)
         return adapter
 

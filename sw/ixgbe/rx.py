@@ -20,7 +20,11 @@ from sw.linux.net.ethernet import ETH_HLEN, eth_type_trans
 from sw.linux.skb import SK_BUFF, IpSummed, napi_build_skb
 from sw.linux.xdp.xsk import xdp_do_flush_map
 
+<<<<<<< HEAD
+__all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_init_rx_ring", "ixgbe_next_status"]
+=======
 __all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_clean_rx_ring", "ixgbe_init_rx_ring"]
+>>>>>>> afxdp
 
 #: References taken on a page at once, so that handing half of it up changes only the driver's own count.
 _PAGE_REFERENCES = 0xFFFF
@@ -82,6 +86,11 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, wanted:
     return given
 
 
+async def ixgbe_next_status(cpu: Cpu, ring: IxgbeRing) -> int:
+    """Address of the 8 bytes that are 0 until the card has completed the next descriptor."""
+    return ring.descriptors + await cpu.get(ring.state, RX_RING.next_to_clean) * DESCRIPTOR_BYTES + _UPPER
+
+
 @function()
 async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int) -> int:
     """Take up to ``budget`` packets from the ring to the network stack; returns how many.
@@ -116,6 +125,8 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
         packets += upper >> _EOP_SHIFT & 1
         if skb:
             total_bytes += length
+            if ring.napi_id:
+                cpu.put(skb, SK_BUFF.napi_id, ring.napi_id)
             await ring.receive(cpu, skb)
     if ring.xdp is not None and ring.xdp.sockets is not None:
         await xdp_do_flush_map(cpu, ring.xdp.sockets)

@@ -79,6 +79,7 @@ class Kernel:
         self.addresses = list(addresses)
         self.netdev_budget = netdev_budget
         self.cpuidle = cpuidle
+        self.busy_read_us = 0.0  #: how long a program that reads polls the card (``net.core.busy_read``)
         self.receives_in_hardirq = False  #: packets come to sockets from interrupt handlers, not from softirqs
         self.stopping = False  #: programs end as soon as they look
 
@@ -137,6 +138,11 @@ class Kernel:
         task = Task(name, allocate(TASK_STRUCT.size), allocate(STACK_BYTES), cpu, priority, main, mode)
         self.tasks[task.address] = task
         return task
+
+    def local_clock_ns(self, cpu: Cpu) -> float:
+        """The time that ``cpu`` reads from its time-stamp counter, in ns."""
+        cpu.execute("local_clock")
+        return cpu.port.tick / self.cpuidle.ticks_per_ns
 
     def allocate_user(self, size: int) -> int:
         """Memory for a program, in pages of 4 KiB; its virtual address."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from sw.paths.af_xdp import AfXdpPath
+from sw.paths.busypoll import BusyPollPath
 from sw.paths.dpdk import DpdkPath
 from sw.paths.interrupt import InterruptPath
 from sw.paths.napi import NapiPath
@@ -14,7 +15,7 @@ __all__ = ["PATHS", "Path", "PathError", "path_named"]
 
 #: By name, in the order in which results are shown.
 PATHS: Mapping[str, type[Path]] = MappingProxyType(
-    {path.name: path for path in (InterruptPath, NapiPath, XdpPath, AfXdpPath, DpdkPath)}
+    {path.name: path for path in (InterruptPath, NapiPath, BusyPollPath, XdpPath, AfXdpPath, DpdkPath)}
 )
 
 

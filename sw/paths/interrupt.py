@@ -12,8 +12,8 @@ class InterruptPath(NapiPath):
     """What receiving was before NAPI: the handler empties the ring through IP and UDP into the sockets.
 
     The card does not mask what it has signalled, and by default it does not wait between two interrupts: moderation
-    would be a cure for what this path shows. Under overload the handler has the core for itself, and the programs that
-    should take what it queues never run (receive livelock).
+    would be a cure for what this path shows. Under overload the handler has the core for itself, and the programs,
+    which should take what it queues, never run (receive livelock).
     """
 
     name = "interrupt"

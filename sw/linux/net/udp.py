@@ -4,6 +4,7 @@ import struct
 
 from sw.core import LINE, function
 from sw.linux.atomic import atomic_add
+from sw.linux.busy_poll import napi_resume_irqs, sk_busy_loop
 from sw.linux.cpu import Cpu
 from sw.linux.list import Entry, list_add_tail, list_del, list_empty, list_first, list_splice_tail_init
 from sw.linux.net.checksum import IPPROTO_UDP, fold, partial, pseudo_header, udp_lib_checksum_complete
@@ -108,7 +109,16 @@ async def udp4_lib_lookup(cpu: Cpu, port: int, after: int) -> tuple[int, int]:
 @function()
 async def udp_queue_rcv_skb(cpu: Cpu, sock: int, skb: int, after: int) -> None:
     """Queue a datagram to ``sock``, known since load ``after``, unless that holds too much already."""
+    if cpu.kernel.busy_read_us:
+        await _sk_mark_napi_id(cpu, sock, skb, after)
     await udp_enqueue_schedule_skb(cpu, sock, skb, after)
+
+
+async def _sk_mark_napi_id(cpu: Cpu, sock: int, skb: int, after: int) -> None:
+    """Remember where the datagram came from; ``sock`` is known since load ``after``."""
+    napi_id = await cpu.get(skb, SK_BUFF.napi_id)
+    if await cpu.get(sock, SOCK.napi_id, after=after) != napi_id:
+        cpu.put(sock, SOCK.napi_id, napi_id)
 
 
 @function()
@@ -182,7 +192,7 @@ async def _copy_and_check(cpu: Cpu, buffer: int, ip: int, data: int, length: int
 
 @function()
 async def skb_recv_udp(cpu: Cpu, sock: int) -> Entry:
-    """Dequeue a datagram, sleeping until there is one (``__skb_recv_udp``).
+    """Dequeue a datagram, busy-polling if it may, then sleeping, until there is one (``__skb_recv_udp``).
 
     The reader has a queue of its own, to which it moves what has arrived all at once.
     """
@@ -202,6 +212,11 @@ async def skb_recv_udp(cpu: Cpu, sock: int) -> Entry:
         await spin_unlock_bh(cpu, lock)
         if skb.address:
             return skb
+        if cpu.kernel.busy_read_us:
+            await sk_busy_loop(cpu, sock)
+            if not await list_empty(cpu, receive_queue):
+                continue
+            await napi_resume_irqs(cpu, sock)
         await skb_wait_for_more_packets(cpu, sock)
 
 
