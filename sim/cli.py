@@ -19,6 +19,7 @@ from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
 from sw.costs import CostError, mitigations_of
 from sw.linux.cpuidle import IDLE
+from sw.options import WAKEUPS, XDP_MODES
 from sw.paths import PATHS
 
 __all__ = ["main"]
@@ -98,6 +99,10 @@ software_options = [
     ),
     click.option("--busy-poll", type=float, default=None, metavar="US", help="How long a read polls.  [default: 50]"),
     click.option("--itr", type=float, default=None, metavar="US", help="Least time between two interrupts."),
+    click.option(
+        "--xdp-mode", type=click.Choice(XDP_MODES), default=None, help="Of AF_XDP sockets.  [default: zero-copy]"
+    ),
+    click.option("--wakeup", type=click.Choice(WAKEUPS), default=None, help="How af-xdp waits.  [default: spin]"),
 ]
 
 
@@ -132,6 +137,8 @@ def run(
     napi_thread,
     busy_poll,
     itr,
+    xdp_mode,
+    wakeup,
     machine,
     settings,
     engine,
@@ -155,7 +162,13 @@ def run(
         seed=seed,
         waves=waves,
         options=given_options(
-            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+            ring_size=ring,
+            app_core=app_core,
+            napi_thread=napi_thread,
+            busy_poll_us=busy_poll,
+            itr_us=itr,
+            xdp_mode=xdp_mode,
+            wakeup=wakeup,
         ),
         mitigations=mitigations_of(mitigations),
         background=background,
@@ -198,6 +211,8 @@ def compare(
     napi_thread,
     busy_poll,
     itr,
+    xdp_mode,
+    wakeup,
     machine,
     settings,
     engine,
@@ -221,7 +236,13 @@ def compare(
         engine=engine,
         seed=seed,
         options=given_options(
-            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+            ring_size=ring,
+            app_core=app_core,
+            napi_thread=napi_thread,
+            busy_poll_us=busy_poll,
+            itr_us=itr,
+            xdp_mode=xdp_mode,
+            wakeup=wakeup,
         ),
         mitigations=mitigations_of(mitigations),
         background=background,

@@ -6,7 +6,12 @@ from sw.linux.cpuidle import Cpuidle
 from sw.linux.napi import NETDEV_BUDGET
 from sw.linux.socket import SOCK_RCVBUF
 
-__all__ = ["Options"]
+__all__ = ["WAKEUPS", "XDP_MODES", "Options"]
+
+#: What an AF_XDP socket may be: the card writes into its memory, or the kernel copies.
+XDP_MODES = ("zero-copy", "copy")
+#: How a program with such a socket may wait: in a loop, or in poll(2).
+WAKEUPS = ("spin", "poll")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +35,8 @@ class Options:
         read: the receiving programs read what they get.
         batch: packets of a burst, where a program polls.
         bpf_jit: eBPF programs are translated to machine code, as ``net.core.bpf_jit_enable`` says; else interpreted.
-        xdp_mode: of an AF_XDP socket: "zero-copy" (the card writes into its memory) or "copy".
-        wakeup: how a program with such a socket waits: "spin", or "poll" for poll(2).
+        xdp_mode: of an AF_XDP socket, one of :data:`XDP_MODES`.
+        wakeup: how a program with such a socket waits, one of :data:`WAKEUPS`.
         cpuidle: how deep idle cores sleep.
     """
 
@@ -51,6 +56,6 @@ class Options:
     read: bool = True
     batch: int = 32
     bpf_jit: bool = True
-    xdp_mode: str = "zero-copy"
-    wakeup: str = "spin"
+    xdp_mode: str = XDP_MODES[0]
+    wakeup: str = WAKEUPS[0]
     cpuidle: Cpuidle = field(default_factory=Cpuidle)

@@ -1,7 +1,6 @@
 """Programs with an AF_XDP socket, after xdpsock (samples/bpf/xdpsock_user.c): peek, do something, give back, again."""
 
 import abc
-import enum
 from dataclasses import dataclass
 
 from sw.apps.reply import exchange_addresses
@@ -30,18 +29,11 @@ from sw.linux.xdp.syscall import sys_poll, xsk_recvfrom, xsk_sendto
 from sw.linux.xdp.umem import XdpUmem
 from sw.linux.xdp.xsk import AfXdp
 
-__all__ = ["Echo", "RxDrop", "Wakeup", "XdpsockPlan", "XdpsockProgram"]
+__all__ = ["Echo", "RxDrop", "XdpsockPlan", "XdpsockProgram"]
 
-#: Turns of the loop over an empty ring, in cycles, before the program lets others run; while packets are being sent, before it
-#: looks whether they have been.
+#: Turns of the loop over an empty ring, in cycles, before the program lets others run; while packets are being sent,
+#: before it looks whether they have been.
 _PATIENCE, _SENDING_PATIENCE = 10_000, 500
-
-
-class Wakeup(enum.StrEnum):
-    """How a program waits."""
-
-    SPIN = "spin"
-    POLL = "poll"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +67,7 @@ class XdpsockProgram(abc.ABC):
 
     Arguments:
         batch: packets taken at once.
+        sleeps: it waits in poll(2) instead of spinning.
 
     Notes: ``ready`` once; for each packet one of ``delivered``, when the program looks at its descriptor, ``sent``
     and ``dropped``.
@@ -85,17 +78,25 @@ class XdpsockProgram(abc.ABC):
 
     name: str
     transmits: bool
-    starves = False
-    patience = _PATIENCE
 
-    def __init__(self, plan: XdpsockPlan, batch: int, wakeup: Wakeup):
+    def __init__(self, plan: XdpsockPlan, batch: int, sleeps: bool):
         if batch < 1:
             raise ValueError(f"a batch has at least 1 packet, not {batch}")
         self.plan = plan
         self.batch = batch
-        self.wakeup = wakeup
+        self.sleeps = sleeps
         self.socket: XskSocket | None = None
         self.xsks = -1  #: file descriptor of the XSKMAP
+
+    @property
+    def starves(self) -> bool:
+        """So many chunks are out that the card may have none: before sleeping, see that they come back."""
+        return False
+
+    @property
+    def patience(self) -> int:
+        """Turns over an empty ring, in cycles, before looking at all else."""
+        return _PATIENCE
 
     async def main(self, cpu: Cpu) -> None:
         """The program."""
@@ -109,7 +110,7 @@ class XdpsockProgram(abc.ABC):
 
         A program that spins lets ksoftirqd run now and then: no timer tick would take the core away.
         """
-        if self.wakeup is Wakeup.POLL and not self.starves:
+        if self.sleeps and not self.starves:
             await sys_poll(cpu, socket.xs, PollEvent.POLLIN)
             return
         if await xsk_ring_prod_needs_wakeup(cpu, socket.fill):
@@ -126,7 +127,6 @@ class XdpsockProgram(abc.ABC):
 async def xdpsock_start(cpu: Cpu, program: XdpsockProgram) -> XskSocket:
     """Make the socket and enter it in the map, so that the program in the driver finds it."""
     plan = program.plan
-    # The upper half of the chunks stays with the program until packets come back by the completion ring.
     fill = [number * plan.umem.chunk_size for number in range(min(plan.umem.chunks, plan.entries))]
     socket = program.socket = await xsk_socket_create(
         cpu,
@@ -183,18 +183,18 @@ class Echo(XdpsockProgram):
     name = "echo"
     transmits = True
 
-    def __init__(self, plan: XdpsockPlan, batch: int, wakeup: Wakeup):
-        super().__init__(plan, batch, wakeup)
+    def __init__(self, plan: XdpsockPlan, batch: int, sleeps: bool):
+        super().__init__(plan, batch, sleeps)
         self.outstanding = 0  #: packets sent that have not come back by the completion ring
 
     @property
     def starves(self) -> bool:
-        """So many chunks are out that the card may have none: before sleeping, see that they come back."""
+        """While more than a quarter of the chunks is out."""
         return self.outstanding > self.plan.umem.chunks // 4
 
     @property
     def patience(self) -> int:
-        """Turns over an empty ring, in cycles, before looking at the completion ring again."""
+        """Short while packets are being sent: the completion ring is to be looked at."""
         return _SENDING_PATIENCE if self.outstanding else _PATIENCE
 
     async def turn(self, cpu: Cpu, socket: XskSocket) -> int:

@@ -21,7 +21,7 @@ from sw.linux.xdp.xsk import MEM_TYPE_XSK_BUFF_POOL
 __all__ = ["IxgbeNetdev"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class IxgbeNetdev:
     """The adapter as a network device; see ``sw.linux.xdp.xsk.XdpDevice``."""
 

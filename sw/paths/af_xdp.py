@@ -1,6 +1,6 @@
 """Path "af-xdp": an eBPF program at the driver's hook hands every packet to a program's socket."""
 
-from sw.apps.xdpsock import Echo, RxDrop, Wakeup, XdpsockPlan
+from sw.apps.xdpsock import Echo, RxDrop, XdpsockPlan
 from sw.bpf.elf import load_object
 from sw.bpf.syscall import Bpf
 from sw.core import LINE
@@ -16,7 +16,7 @@ from sw.linux.xdp.pool import XskBuffPool
 from sw.linux.xdp.queue import XskQueue
 from sw.linux.xdp.umem import XdpUmem
 from sw.linux.xdp.xsk import XDP_SOCK, AfXdp
-from sw.options import Options
+from sw.options import WAKEUPS, Options
 from sw.paths.path import BOOT_CORE, Path
 from sw.paths.xdp import PROGRAMS
 
@@ -46,8 +46,8 @@ class AfXdpPath(Path):
         super().__init__(kernel, options)
         if options.xdp_mode not in _MODES:
             raise ValueError(f"an AF_XDP socket is in mode {' or '.join(_MODES)}, not {options.xdp_mode!r}")
-        if options.wakeup not in list(Wakeup):
-            raise ValueError(f"a program with an AF_XDP socket waits by {' or '.join(Wakeup)}, not {options.wakeup!r}")
+        if options.wakeup not in WAKEUPS:
+            raise ValueError(f"a program with an AF_XDP socket waits by {' or '.join(WAKEUPS)}, not {options.wakeup!r}")
         program = _PROGRAMS[self.application(options.application)]
         self.adapter = IxgbeAdapter.make(kernel, options.ring_size, options.itr_us, options.promiscuous, BOOT_CORE)
         self.xdp = self.adapter.add_xdp()
@@ -71,7 +71,7 @@ class AfXdpPath(Path):
         memory = kernel.allocate_user(XdpsockPlan.memory_bytes)
         flags = _MODES[options.xdp_mode] | BindFlag.USE_NEED_WAKEUP
         plan = XdpsockPlan(self.family, self.bpf, umem, memory, entries, flags)
-        self.program = program(plan, options.batch, Wakeup(options.wakeup))
+        self.program = program(plan, options.batch, options.wakeup == "poll")
         self.tasks = [kernel.new_task(self.program.name, self.app_cpu, PRIORITY_NORMAL, self.program.main)]
         self.starting = 1
         self.object = load_object(PROGRAMS / "xsk_redirect.o")

@@ -97,6 +97,7 @@ async def xsk_destruct_skb(cpu: Cpu, skb: int) -> None:
     """The card has sent a packet: its chunk goes to the completion ring."""
     sk, address = await cpu.get_all(skb, SK_BUFF.sk, SK_BUFF.destructor_arg)
     pool = cpu.kernel.xdp_sockets[sk].pool
+    assert pool is not None
     lock = pool.address + XSK_BUFF_POOL.cq_lock.offset
     enabled = await spin_lock_irqsave(cpu, lock)
     await xskq_prod_submit(cpu, pool.cq, address)

@@ -14,7 +14,7 @@ from sw.linux.cpu import Cpu
 from sw.linux.xdp.area import XdpArea
 from sw.linux.xdp.errors import XskError
 from sw.linux.xdp.if_xdp import XDP_DESC, XDP_RING
-from sw.structs import Struct
+from sw.structs import Field, Struct
 
 __all__ = [
     "XSK_QUEUE",
@@ -90,7 +90,7 @@ async def _cached(cpu: Cpu, queue: XskQueue) -> tuple[int, int]:
     return both & _WORD, both >> 32
 
 
-async def xskq_count(cpu: Cpu, queue: XskQueue, counter: tuple[int, int]) -> None:
+async def xskq_count(cpu: Cpu, queue: XskQueue, counter: Field) -> None:
     """Add one to ``queue_empty_descs`` or ``invalid_descs``."""
     cpu.put(queue.address, counter, await cpu.get(queue.address, counter) + 1)
 

@@ -2,7 +2,7 @@
 
 import enum
 from dataclasses import dataclass
-from errno import EAGAIN, EBUSY, EINVAL, ENETDOWN, ENOBUFS, ENODEV, ENOMEM, ENOSPC, ENXIO, EOPNOTSUPP
+from errno import EBUSY, EINVAL, ENOBUFS, ENODEV, ENOMEM, ENOSPC, ENXIO, EOPNOTSUPP
 from typing import TYPE_CHECKING, Protocol
 
 from sw.bpf.context import XDP_BUFF, XDP_RXQ_INFO
@@ -12,12 +12,8 @@ from sw.linux.list import LIST_HEAD, Entry, init_list_head, list_add_tail, list_
 from sw.linux.socket import SOCK, sock_def_readable
 from sw.linux.xdp.area import XdpArea
 from sw.linux.xdp.errors import XskError
-from sw.linux.xdp.if_xdp import XDP_DESC, XDP_RING, XDP_RING_NEED_WAKEUP, BindFlag, PageOffset, SocketOption
+from sw.linux.xdp.if_xdp import XDP_RING, XDP_RING_NEED_WAKEUP, BindFlag, PageOffset, SocketOption
 from sw.linux.xdp.pool import (
-    XDP_BUFF_XSK,
-    XDP_WAKEUP_RX,
-    XDP_WAKEUP_TX,
-    XSK_BUFF_POOL,
     XskBuffPool,
     xp_alloc,
     xp_create_and_assign_umem,
@@ -27,19 +23,13 @@ from sw.linux.xdp.pool import (
 from sw.linux.xdp.queue import (
     XSK_QUEUE,
     XskQueue,
-    xskq_cons_peek_entry,
     xskq_cons_publish,
-    xskq_cons_release,
-    xskq_count,
     xskq_create,
-    xskq_prod_is_empty,
     xskq_prod_publish,
-    xskq_prod_reserve_addr,
     xskq_prod_reserve_desc,
-    xskq_prod_submit_n,
 )
 from sw.linux.xdp.umem import XdpUmem
-from sw.structs import Struct
+from sw.structs import Field, Struct
 
 if TYPE_CHECKING:
     from sw.linux.kernel import Kernel
@@ -76,7 +66,6 @@ class XdpDevice(Protocol):
 
     ifindex: int
     queues: int  #: pairs of queues
-    address: int  #: of the ``struct net_device``
 
     async def ndo_setup_xsk_pool(self, cpu: Cpu, pool: XskBuffPool, queue: int) -> int:
         """Use the pool's chunks as buffers of a queue pair; 0 or a negative errno (``XDP_SETUP_XSK_POOL``)."""
@@ -211,7 +200,7 @@ class AfXdp:
     async def statistics(self, cpu: Cpu, xs: XdpSock) -> dict[str, int]:
         """The counters of ``struct xdp_statistics``, by name."""
 
-        async def count(queue: XskQueue | None, counter: tuple[int, int]) -> int:
+        async def count(queue: XskQueue | None, counter: Field) -> int:
             return 0 if queue is None else await cpu.get(queue.address, counter)
 
         fq = None if xs.pool is None else xs.pool.fq
