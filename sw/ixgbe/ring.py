@@ -49,11 +49,8 @@ class IxgbeRing:
     in_frame: bool = field(default=False, init=False)  #: the next descriptor continues a frame
     xdp: Any = field(default=None, init=False)  #: the ``IxgbeXdp`` that runs on what is received, if any
 
-<<<<<<< HEAD
     napi_id: int = field(default=0, init=False)  #: what skbs are marked with, 0: with nothing (``skb_mark_napi_id``)
-=======
     xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks are its buffers, if any
->>>>>>> afxdp
     receive: Callable[[Cpu, int], Awaitable[None]] = field(default=napi_gro_receive, init=False)  #: takes each skb
 
     def __post_init__(self):

@@ -20,11 +20,13 @@ from sw.linux.net.ethernet import ETH_HLEN, eth_type_trans
 from sw.linux.skb import SK_BUFF, IpSummed, napi_build_skb
 from sw.linux.xdp.xsk import xdp_do_flush_map
 
-<<<<<<< HEAD
-__all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_init_rx_ring", "ixgbe_next_status"]
-=======
-__all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_clean_rx_ring", "ixgbe_init_rx_ring"]
->>>>>>> afxdp
+__all__ = [
+    "ixgbe_alloc_rx_buffers",
+    "ixgbe_clean_rx_irq",
+    "ixgbe_clean_rx_ring",
+    "ixgbe_init_rx_ring",
+    "ixgbe_next_status",
+]
 
 #: References taken on a page at once, so that handing half of it up changes only the driver's own count.
 _PAGE_REFERENCES = 0xFFFF

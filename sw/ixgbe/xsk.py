@@ -147,9 +147,7 @@ async def ixgbe_clean_rx_irq_zc(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: 
 
 
 @function()
-async def ixgbe_run_xdp_zc(
-    cpu: Cpu, xdp: IxgbeXdp, pool: XskBuffPool, xskb: int, packet: tuple[int, int]
-) -> XdpResult:
+async def ixgbe_run_xdp_zc(cpu: Cpu, xdp: IxgbeXdp, pool: XskBuffPool, xskb: int, packet: tuple[int, int]) -> XdpResult:
     """Run the program on a packet in a chunk and do what it says."""
     assert xdp.program is not None
     verdict = await xdp.program.run(cpu, xskb)
@@ -173,9 +171,7 @@ async def ixgbe_run_xdp_zc(
 
 
 @function()
-async def ixgbe_construct_skb_zc(
-    cpu: Cpu, pool: XskBuffPool, xskb: int, packet: tuple[int, int], upper: int
-) -> None:
+async def ixgbe_construct_skb_zc(cpu: Cpu, pool: XskBuffPool, xskb: int, packet: tuple[int, int], upper: int) -> None:
     """Copy a packet that is the kernel's to an skb, and hand that up; the chunk is free again."""
     data, end = await cpu.get_all(xskb, XDP_BUFF.data, XDP_BUFF.data_end)
     length = end - data

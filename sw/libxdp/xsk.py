@@ -133,7 +133,12 @@ async def xsk_socket_create(
         # Of what it produces, a program keeps how far the consumer was plus the size.
         produces = option in (SocketOption.UMEM_FILL_RING, SocketOption.TX_RING)
         values = {"producer": ring.place(XDP_RING.producer), "consumer": ring.place(XDP_RING.consumer)}
-        values |= {"ring": ring.entry(0), "flags": ring.place(XDP_RING.flags), "mask": entries - 1, "ring_size": entries}
+        values |= {
+            "ring": ring.entry(0),
+            "flags": ring.place(XDP_RING.flags),
+            "mask": entries - 1,
+            "ring_size": entries,
+        }
         cpu.store(ring.address, XSK_RING.pack(**values, cached_cons=entries * produces), XSK_RING.size)
         rings.append(ring)
     socket = XskSocket(xs, umem, *rings[:3], rings[3] if transmit else None)

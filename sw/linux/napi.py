@@ -70,12 +70,15 @@ class Napi:
 def netif_napi_add(cpu: Cpu, napi: Napi) -> None:
     """Initialise ``napi`` in memory and make it known by its address."""
     init_list_head(cpu, napi.address)
-    state = NapiState.THREADED if napi.thread is not None else NapiState(0)
-    if napi.thread_spins:
-        state |= NapiState.THREADED_BUSY_POLL
-    cpu.put(napi.address, NAPI_STRUCT.state, state.value)
+    cpu.put(napi.address, NAPI_STRUCT.state, _idle_state(napi).value)
     cpu.put(napi.address, NAPI_STRUCT.weight, napi.weight)
     cpu.kernel.napi[napi.address] = napi
+
+
+def _idle_state(napi: Napi) -> NapiState:
+    """The state when no poll is scheduled."""
+    state = NapiState.THREADED if napi.thread is not None else NapiState(0)
+    return state | NapiState.THREADED_BUSY_POLL if napi.thread_spins else state
 
 
 @function()
@@ -143,22 +146,22 @@ async def napi_if_scheduled_mark_missed(cpu: Cpu, napi: Napi) -> bool:
     address = napi.address + NAPI_STRUCT.state.offset
     while True:
         state = await cpu.load(address, 4)
-        if not state & _SCHED:
+        if not state & NapiState.SCHED:
             return False
-        if await try_cmpxchg(cpu, address, state, state | _MISSED):
+        if await try_cmpxchg(cpu, address, state, state | NapiState.MISSED):
             return True
 
 
 async def napi_disable(cpu: Cpu, napi: Napi) -> None:
     """Wait until no poll is scheduled and let none be; interrupts meanwhile find one scheduled."""
-    while not await _napi_schedule_prep(cpu, napi.address + NAPI_STRUCT.state.offset):
+    while await _napi_schedule_prep(cpu, napi.address + NAPI_STRUCT.state.offset) & NapiState.SCHED:
         cpu.execute(_DISABLE_WAIT_CYCLES)
         await cpu.drain()
 
 
 def napi_enable(cpu: Cpu, napi: Napi) -> None:
     """Undo :func:`napi_disable`."""
-    cpu.put(napi.address, NAPI_STRUCT.state, 0)
+    cpu.put(napi.address, NAPI_STRUCT.state, _idle_state(napi).value)
 
 
 @function()

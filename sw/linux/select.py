@@ -22,9 +22,7 @@ class PollEvent(enum.IntFlag):
 
 
 @function()
-async def do_poll(
-    cpu: Cpu, sock: int, poll: Callable[[Cpu], Awaitable[PollEvent]], events: PollEvent
-) -> PollEvent:
+async def do_poll(cpu: Cpu, sock: int, poll: Callable[[Cpu], Awaitable[PollEvent]], events: PollEvent) -> PollEvent:
     """Sleep until one socket is ready for one of ``events``; gives those it is ready for.
 
     The task enters the wait queue before it looks: a packet that comes after the look wakes it. Who wakes it takes it

@@ -33,13 +33,10 @@ SK_BUFF = Struct(
     ip_summed=1,
     network_header=2,  #: bytes from ``head``
     page=8,  #: the page that holds the buffer
-<<<<<<< HEAD
     napi_id=8,  #: address of the NAPI it came from, where programs busy-poll
-=======
     sk=8,  #: the socket that sends the packet
     destructor=8,  #: address of the function that is called when the packet is freed
     destructor_arg=8,  #: what it needs
->>>>>>> afxdp
 )
 
 #: ``struct skb_shared_info`` lies at the end of the buffer; one line of it is initialised per packet.

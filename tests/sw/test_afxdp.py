@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import Ether
 
 from sw.costs import load_tables
 from sw.options import Options
@@ -80,5 +80,8 @@ def test_echo_sends_every_datagram_back_once_in_order(gap, mode, wakeup):
     assert len(bench.machine.nic.transmitted) == len(kept)
     for number, frame in zip(kept, bench.machine.nic.transmitted, strict=True):
         came = frames[number]
-        assert frame == came[6:12] + came[:6] + came[12:26] + came[30:34] + came[26:30] + came[36:38] + came[34:36] + came[38:]
+        assert (
+            frame
+            == came[6:12] + came[:6] + came[12:26] + came[30:34] + came[26:30] + came[36:38] + came[34:36] + came[38:]
+        )
     assert not lost or gap < 5000

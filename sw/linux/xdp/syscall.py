@@ -59,9 +59,7 @@ async def xsk_mmap(cpu: Cpu, family: AfXdp, xs: XdpSock, offset: PageOffset) -> 
 
 
 @function(mode=Mode.KERNEL)
-async def xsk_bind(
-    cpu: Cpu, family: AfXdp, xs: XdpSock, ifindex: int, queue: int, flags: BindFlag
-) -> XskError | None:
+async def xsk_bind(cpu: Cpu, family: AfXdp, xs: XdpSock, ifindex: int, queue: int, flags: BindFlag) -> XskError | None:
     """``bind`` to a queue of a device."""
     return await _system_call(cpu, family.bind(cpu, xs, ifindex, queue, flags))
 

@@ -2,7 +2,7 @@
 
 import enum
 from dataclasses import dataclass
-from errno import EAGAIN, EBUSY, EINVAL, ENETDOWN, ENOBUFS, ENODEV, ENOMEM, ENOSPC, ENXIO, EOPNOTSUPP
+from errno import EBUSY, EINVAL, ENOBUFS, ENODEV, ENOMEM, ENOSPC, ENXIO, EOPNOTSUPP
 from typing import TYPE_CHECKING, Protocol
 
 from sw.bpf.context import XDP_BUFF, XDP_RXQ_INFO
@@ -12,12 +12,8 @@ from sw.linux.list import LIST_HEAD, Entry, init_list_head, list_add_tail, list_
 from sw.linux.socket import SOCK, sock_def_readable
 from sw.linux.xdp.area import XdpArea
 from sw.linux.xdp.errors import XskError
-from sw.linux.xdp.if_xdp import XDP_DESC, XDP_RING, XDP_RING_NEED_WAKEUP, BindFlag, PageOffset, SocketOption
+from sw.linux.xdp.if_xdp import XDP_RING, XDP_RING_NEED_WAKEUP, BindFlag, PageOffset, SocketOption
 from sw.linux.xdp.pool import (
-    XDP_BUFF_XSK,
-    XDP_WAKEUP_RX,
-    XDP_WAKEUP_TX,
-    XSK_BUFF_POOL,
     XskBuffPool,
     xp_alloc,
     xp_create_and_assign_umem,
@@ -27,16 +23,10 @@ from sw.linux.xdp.pool import (
 from sw.linux.xdp.queue import (
     XSK_QUEUE,
     XskQueue,
-    xskq_cons_peek_entry,
     xskq_cons_publish,
-    xskq_cons_release,
-    xskq_count,
     xskq_create,
-    xskq_prod_is_empty,
     xskq_prod_publish,
-    xskq_prod_reserve_addr,
     xskq_prod_reserve_desc,
-    xskq_prod_submit_n,
 )
 from sw.linux.xdp.umem import XdpUmem
 from sw.structs import Struct
