@@ -116,13 +116,13 @@ class Bench:
 
 @pytest.mark.parametrize("wakeup", ["spin", "poll"])
 @pytest.mark.parametrize("mode", ["copy", "zero-copy"])
-@pytest.mark.parametrize("gap", [100, 600, 5000, 40_000])
+@pytest.mark.parametrize("gap", [100, 2000, 30_000])
 def test_every_packet_is_delivered_once_in_order(gap, mode, wakeup):
     bench = Bench(xdp_mode=mode, wakeup=wakeup)
-    bench.send([udp(1000 + n, size=n % 1400) for n in range(300)], gap)
+    bench.send([udp(1000 + n, size=9 * n) for n in range(160)], gap)
     lost = set(bench.machine.nic.no_descriptor) | set(bench.dropped)
-    kept = [n for n in range(300) if n not in lost]
-    assert bench.delivered == [(n, max(42 + n % 1400, 60)) for n in kept]
+    kept = [n for n in range(160) if n not in lost]
+    assert bench.delivered == [(n, max(42 + 9 * n, 60)) for n in kept]
     assert set(bench.dropped.values()) <= {"rx_fill_ring_empty_descs"}
     assert mode == "copy" or not bench.dropped
     bench.check_chunks()
@@ -131,13 +131,13 @@ def test_every_packet_is_delivered_once_in_order(gap, mode, wakeup):
 
 @pytest.mark.parametrize("wakeup", ["spin", "poll"])
 @pytest.mark.parametrize("mode", ["copy", "zero-copy"])
-@pytest.mark.parametrize("gap", [100, 600, 5000, 40_000])
+@pytest.mark.parametrize("gap", [100, 2000, 30_000])
 def test_echo_sends_every_datagram_back_once_in_order(gap, mode, wakeup):
     bench = Bench("echo", xdp_mode=mode, wakeup=wakeup)
-    frames = [udp(1000 + n, size=n % 1400) for n in range(300)]
+    frames = [udp(1000 + n, size=9 * n) for n in range(160)]
     bench.send(frames, gap)
     lost = set(bench.machine.nic.no_descriptor) | set(bench.dropped)
-    kept = [n for n in range(300) if n not in lost]
+    kept = [n for n in range(160) if n not in lost]
     assert bench.sent == list(zip(kept, range(len(kept)), strict=True))
     assert len(bench.machine.nic.transmitted) == len(kept)
     for number, frame in zip(kept, bench.machine.nic.transmitted, strict=True):
@@ -162,9 +162,9 @@ def test_what_is_no_datagram_is_dropped_and_its_chunk_comes_back():
 def test_a_core_away_from_the_card_gets_the_same(mode):
     for application in ("rxdrop", "echo"):
         bench = Bench(application, xdp_mode=mode, wakeup="poll", app_core=1, cores=2)
-        bench.send([udp(1000 + n) for n in range(200)], 6000)
+        bench.send([udp(1000 + n) for n in range(80)], 6000)
         got = [n for n, _ in bench.delivered or bench.sent]
-        assert got == list(range(200))
+        assert got == list(range(80))
         bench.check_chunks()
 
 
@@ -178,8 +178,8 @@ def test_what_the_card_does_not_send_is_sent_later_and_nothing_is_lost():
         stopped = bench.system.stop
         bench.system.stop = lambda: None
         for n in range(100):
-            bench.machine.send(udp(n + 1), bench.machine.tick + 5000 + n * 20_000)
-        asyncio.run(bench.system.run(bench.machine.tick + 3_000_000))
+            bench.machine.send(udp(n + 1), bench.machine.tick + 5000 + n * 6000)
+        asyncio.run(bench.system.run(bench.machine.tick + 700_000))
         # All descriptors but one; by the kernel's way, all but what the largest packet may need.
         assert len(bench.sent) == {"zero-copy": 63, "copy": 60}[mode]
         bench.system.stop = stopped
@@ -206,7 +206,7 @@ def test_addresses_outside_the_umem_in_the_fill_ring_are_counted_and_left_out(mo
         return count
 
     bench.system.path.program.turn = spoil
-    bench.send([udp(1000 + n) for n in range(300)], 20_000)
+    bench.send([udp(1000 + n) for n in range(300)], 10_000)
     lost = len(bench.dropped) + len(bench.machine.nic.no_descriptor)
     statistics = bench.statistics()
     assert lost and len(bench.delivered) + lost == 300
@@ -222,8 +222,9 @@ def test_a_program_that_gives_nothing_back_runs_out_of_chunks(mode):
     bench = Bench(xdp_mode=mode)
 
     async def nothing(cpu, socket):
+        cpu.execute(20_000)
         await cpu.drain()
-        return 0
+        return 1
 
     bench.system.path.program.turn = nothing
     for n in range(200):
@@ -248,8 +249,9 @@ def test_a_receive_ring_that_is_full(mode, wakes):
     bench.xs.pool.uses_need_wakeup = wakes
 
     async def nothing(cpu, socket):
+        cpu.execute(20_000)
         await cpu.drain()
-        return 0
+        return 1
 
     bench.system.path.program.turn = nothing
     for n in range(100):
