@@ -30,6 +30,7 @@ class CodePath:
     of: int  #: packets (objects) that one call handles
     times: float  #: how often the entry takes it
     also: tuple[str, ...] = ()  #: special instructions that run outside the kernel's code
+    turns: int = 1  #: how often it runs, one time after the other
 
     def places(self, text: "Text") -> list[str]:
         """The runs as ``function+start-end``, offsets in hexadecimal."""
@@ -38,7 +39,7 @@ class CodePath:
 
     def code(self, text: "Text") -> list[Instruction]:
         """Its instructions, in the order in which they run."""
-        return [instruction for run in self.runs for instruction in text.run(*run)]
+        return [instruction for run in self.runs for instruction in text.run(*run)] * self.turns
 
 
 def find_paths(text: "Text", work: Path, plan: Mapping[str, Any]) -> dict[str, list[CodePath]]:
@@ -89,7 +90,8 @@ def _walked(part: Mapping[str, Any], walker: "_Walker") -> CodePath:
 
 def _path(part: Mapping[str, Any], runs: tuple[tuple[int, int], ...], seen: int, calls: int) -> CodePath:
     times = float(part.get("times", 1))
-    return CodePath(part["path"], runs, seen, calls, part.get("of", 1), times, tuple(part.get("also", ())))
+    also = tuple(part.get("also", ()))
+    return CodePath(part["path"], runs, seen, calls, part.get("of", 1), times, also, part.get("turns", 1))
 
 
 class _Walker:
@@ -109,7 +111,8 @@ class _Walker:
             raise PathError(f"this kernel has no function {walk['function']}") from None
         at = base + walk.get("begin", 0)
         until = base + walk["until"] if "until" in walk else None
-        unmet = set(walk.get("taken", ())) | {int(offset, 16) for offset in walk.get("into", {})}
+        unmet = set(walk.get("taken", ()))
+        unmet |= {int(offset, 16) for calls in ("into", "to") for offset in walk.get(calls, {})}
         passed = 0
         start = at
         while True:
@@ -154,6 +157,8 @@ class _Walker:
         into = walk.get("into", {}).get(f"{offset:#x}")
         if into:
             yield from self.walk(into)
+            return
+        if f"{offset:#x}" in walk.get("to", {}):
             return
         callee = self._text.place(target)[0] if target is not None else "an indirect call"
         own = [walk["function"] for walk in self._walks.values()]
