@@ -153,6 +153,7 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
                 sent = result is XdpResult.TX
                 await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, sent, loaded)
                 return 0
+        cpu.execute("ixgbe_build_skb")
         skb = await napi_build_skb(cpu, page, start, IXGBE_RX_BUFSZ, data - start, length)
         reason = "" if skb else "NOMEM"
     ring.in_frame = not last

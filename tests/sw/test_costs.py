@@ -73,7 +73,6 @@ def test_no_entry_is_unused_and_none_is_missing():
         "rte_eal_init",
         "rte_eth_dev_start",
         "rte_mempool_create",
-        "rte_pktmbuf_free_bulk",
         "rte_pktmbuf_pool_create",
         "rx_burst_wait",
         "sink_receive",

@@ -301,23 +301,23 @@ def test_a_function_assembled_here(tmp_path):
         },
         "entry": {"f": {"parts": [{"path": "outer"}]}},
     }
-    (path,) = find_paths(text, tmp_path, plan)["f"]
+    (path,) = find_paths(lambda log: text, tmp_path, plan)["f"]
     assert path.places(text) == [f"outer+0-{call.end - K:x}", "inner+0-5", f"outer+{call.end - K:x}-{inner:x}"]
     analysis = mca.analyse(path.code(text))
     assert (analysis.instructions, analysis.indirect) == (10, 0)
     assert 3 <= analysis.cycles <= 15
 
     plan["entry"]["f"]["parts"] = [{"path": "outer", "turns": 3}]
-    (path,) = find_paths(text, tmp_path, plan)["f"]
+    (path,) = find_paths(lambda log: text, tmp_path, plan)["f"]
     assert len(path.code(text)) == 30
     walks = plan["walk"]
     walks["outer"] = {"function": "outer", "to": walks["outer"]["into"]}
-    (path,) = find_paths(text, tmp_path, plan)["f"]
+    (path,) = find_paths(lambda log: text, tmp_path, plan)["f"]
     assert len(path.code(text)) == 24  # inner is another entry's
     walks["outer"]["to"]["0x3"] = "nobody"
     with pytest.raises(PathError, match="outer: the path does not come to 0x3"):
-        find_paths(text, tmp_path, plan)
+        find_paths(lambda log: text, tmp_path, plan)
 
     plan["entry"]["f"]["parts"] = [{"path": "wrong"}]
     with pytest.raises(PathError, match=r"wrong: nothing is said of|wrong: the path does not come to 0x3"):
-        find_paths(text, tmp_path, plan)
+        find_paths(lambda log: text, tmp_path, plan)

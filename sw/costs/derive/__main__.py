@@ -2,16 +2,18 @@
 
 import json
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sw.costs.derive.link import PACKAGES, link
-from sw.costs.derive.mca import CPUS, Analysis, McaError, version
+from sw.costs.derive.mca import CPUS, McaError, version
 from sw.costs.derive.mca import analyse as analyse_code
 from sw.costs.derive.paths import CodePath, PathError, find_paths
-from sw.costs.derive.record import BURSTS, CARDS, Recorder, RecordError, package_of, unpack
+from sw.costs.derive.record import Recorder, RecordError, package_of, unpack
+from sw.costs.derive.scenarios import SCENARIOS
 from sw.costs.derive.table import cost_of, rewrite
 
 if TYPE_CHECKING:
@@ -40,10 +42,10 @@ def record(package: Path, work: Path) -> None:
         recorder = Recorder(unpack(package, work / "root"), work)
         (work / "package").write_text(package_of(package))
         try:
-            for card in CARDS:
-                for kind, (bursts, seconds) in BURSTS.items():
-                    click.echo(f"{kind}{card}: {len(bursts)} times {bursts[0]} packets")
-                    recorder.record(f"{kind}{card}", bursts, card, seconds)
+            for kind, scenario in SCENARIOS.items():
+                for card in scenario.cards:
+                    click.echo(f"{kind}{card}")
+                    recorder.record(f"{kind}{card}", scenario, card)
         finally:
             recorder.close()
     except RecordError as error:
@@ -74,12 +76,17 @@ def analyse(work: Path, name: str) -> None:
     """
     from sw.costs.derive.text import Text  # needs the extra `costs`, which the table does not
 
-    text = Text.load(work)
+    @cache
+    def text_of(log: str) -> Text:
+        if log and not (work / f"{log}.text").exists():
+            return text_of("")
+        return Text.load(work, log)
+
     source = f"Debian {(work / 'package').read_text()}, llvm-mca {version()}"
     evidence: dict[str, Any] = {"source": source, "cpus": CPUS, "entries": {}}
     try:
-        for entry, paths in find_paths(text, work, _plan(name)).items():
-            evidence["entries"][entry] = [_part(path, text, analyse_code(path.code(text), path.also)) for path in paths]
+        for entry, paths in find_paths(text_of, work, _plan(name)).items():
+            evidence["entries"][entry] = [_part(path, text_of(path.log)) for path in paths]
             click.echo(entry)
     except (McaError, PathError) as error:
         raise click.ClickException(str(error)) from None
@@ -105,7 +112,8 @@ def _evidence(table: str) -> Path:
     return HERE / f"{table}.evidence.json"
 
 
-def _part(path: CodePath, text: "Text", analysis: Analysis) -> dict[str, Any]:
+def _part(path: CodePath, text: "Text") -> dict[str, Any]:
+    analysis = analyse_code(path.code(text), path.also)
     lines = {line for start, end in path.runs for line in range(start // LINE, (end - 1) // LINE + 1)}
     return {
         "path": path.name,
