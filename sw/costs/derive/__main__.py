@@ -98,9 +98,9 @@ def table() -> None:
     """Write the derived entries of sw/costs/*.toml, from the evidence, the plans and special.toml."""
     for name in TABLES:
         evidence = json.loads(_evidence(name).read_text())
-        entries = _plan(name)["entry"]
+        entries = {entry: plan for entry, plan in _plan(name)["entry"].items() if "operations" in plan}
         source = evidence["source"]
-        costs = {entry: cost_of(entries[entry], parts, source) for entry, parts in evidence["entries"].items()}
+        costs = {entry: cost_of(plan, evidence["entries"][entry], source) for entry, plan in entries.items()}
         rewrite(HERE.parent / f"{name}.toml", costs)
 
 
