@@ -41,6 +41,8 @@ _LFENCE = OperationKind.LFENCE.value
 _SFENCE = OperationKind.SFENCE.value
 _WRITE_CR3 = OperationKind.WRITE_CR3.value
 _INVLPG = OperationKind.INVLPG.value
+_RDTSC = OperationKind.RDTSC.value
+_TSC_DEADLINE = OperationKind.TSC_DEADLINE.value
 
 
 class Mode(enum.IntEnum):
@@ -336,6 +338,16 @@ class Core:
     def invlpg(self, address: int) -> None:
         """Forget the translation of the page of ``address``."""
         self.issuer.plain(_INVLPG, address)
+
+    # Time
+
+    def rdtsc(self) -> Awaitable[int]:
+        """The time-stamp counter, cycles of the core's clock, once every earlier load is complete (LFENCE, RDTSC)."""
+        return self.issuer.wait(_RDTSC)
+
+    def write_tsc_deadline(self, deadline: int) -> None:
+        """Have the core's timer interrupt when the time-stamp counter is ``deadline``; 0: not at all."""
+        self.issuer.plain(_TSC_DEADLINE, deadline)
 
     # Interrupts
 

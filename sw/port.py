@@ -78,8 +78,8 @@ class CorePort(Protocol):
 
         Returns the operation's handle: handles count up from 0 over all contexts. ``after`` is the handle
         of an operation that must complete first. With a ``notify`` (a :class:`Notify`) the context counts as
-        waiting: no EMPTY until it is told. What has a result or ends can tell: LOAD, MMIO_READ, ATOMIC, POLL, the
-        fences, HALT. ``data`` of an ATOMIC is 16 bytes: the operand, then what is compared, 8 bytes each; of a
+        waiting: no EMPTY until it is told. What has a result or ends can tell: LOAD, MMIO_READ, ATOMIC, POLL, RDTSC,
+        the fences, HALT. ``data`` of an ATOMIC is 16 bytes: the operand, then what is compared, 8 bytes each; of a
         POLL, ``size`` bytes.
         """
 

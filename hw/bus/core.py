@@ -7,6 +7,7 @@ from .tilelink import LINE_BITS, PHYSICAL_ADDRESS_WIDTH
 
 __all__ = [
     "OP_ID_WIDTH",
+    "TIMER_VECTOR",
     "VIRTUAL_ADDRESS_WIDTH",
     "AtomicFunction",
     "Completion",
@@ -22,6 +23,9 @@ __all__ = [
 
 #: Operations are numbered modulo 256 per core, in the order in which they are handed over.
 OP_ID_WIDTH = 8
+
+#: Vector of the core's own timer, as its entry of the local vector table would say; fixed here.
+TIMER_VECTOR = 0x3E
 
 #: Virtual addresses have 48 bits (four levels of page tables).
 VIRTUAL_ADDRESS_WIDTH = 48
@@ -49,6 +53,8 @@ class OperationKind(enum.Enum, shape=5):
     CLFLUSH = 16  #: write the line back to DRAM and drop it from every cache; ordered as a STORE_NT
     WRITE_CR3 = 17  #: page tables begin at ``address`` from now on; forgets translations (0: no translation)
     INVLPG = 18  #: forget the translation of the page of ``address``
+    RDTSC = 19  #: read the time-stamp counter (cycles of the core) behind an LFENCE; completes with 8 bytes
+    TSC_DEADLINE = 20  #: have the core's timer interrupt at time ``address``, or not at all (0)
 
 
 class AtomicFunction(enum.Enum, shape=3):
@@ -80,7 +86,7 @@ class Operation(data.Struct):
 
 
 class Completion(data.Struct):
-    """The result of a LOAD, MMIO_READ, ATOMIC, POLL or fence."""
+    """The result of a LOAD, MMIO_READ, ATOMIC, POLL, RDTSC or fence."""
 
     id: OP_ID_WIDTH
     data: LINE_BITS  #: first byte in bits 7:0; bytes past the operation's size are zero

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.bus.core import OP_ID_WIDTH, Completion, MmioResponse, OperationKind
 from hw.bus.l1 import L1LoadDone, L1Use
+from hw.lib.time import NOW_WIDTH
 
 __all__ = ["CompletionUnit", "Waiting"]
 
@@ -19,13 +20,15 @@ class Waiting(enum.Enum, shape=3):
     FENCE = 3
     LFENCE = 4
     SFENCE = 5
+    RDTSC = 6
 
 
 class CompletionUnit(wiring.Component):
     """Reports what completes.
 
     The cache's answers go first, since they cannot be refused; then forwarded loads; then what holds up issue: a
-    POLL that gives up, an MMIO_READ, a fence. An ATOMIC completes by the cache's answer: no load is in flight then.
+    POLL that gives up, an MMIO_READ, a fence, an RDTSC. An ATOMIC completes by the cache's answer: no load is in
+    flight then.
 
     Arguments:
         domain: clock domain.
@@ -42,6 +45,7 @@ class CompletionUnit(wiring.Component):
         response: ``In(stream)``, of a device.
         loaded: ``In(1)``, no load is in flight.
         stored: ``In(1)``, every store is visible.
+        now: ``In(48)``, what an RDTSC gives.
         valid: ``Out(1)``, ``completion`` is reported at this edge.
         completion: ``Out(Completion)``.
         load_valid: ``Out(1)``, a LOAD completes, ``load_id``: ``Out(8)``.
@@ -68,6 +72,7 @@ class CompletionUnit(wiring.Component):
                 "response": In(stream.Signature(MmioResponse)),
                 "loaded": In(1),
                 "stored": In(1),
+                "now": In(NOW_WIDTH),
                 "valid": Out(1),
                 "completion": Out(Completion),
                 "load_valid": Out(1),
@@ -141,4 +146,6 @@ class CompletionUnit(wiring.Component):
                 m.d.comb += over.eq(self.loaded)
             with m.Case(Waiting.SFENCE):
                 m.d.comb += over.eq(self.stored)
+            with m.Case(Waiting.RDTSC):
+                m.d.comb += [over.eq(self.loaded), value.eq(self.now)]
         return waiting_id, value

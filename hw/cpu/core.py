@@ -1,8 +1,8 @@
-"""A core: its port to software, translation, its private caches, its interrupt controller."""
+"""A core: its port to software, translation, its private caches, its interrupt controller, its timer."""
 
 from typing import Any
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -16,6 +16,7 @@ from hw.mem.l1i import L1ICache
 from hw.mem.l2 import L2Cache
 
 from .core_port import CorePort
+from .deadline_timer import DeadlineTimer
 from .interrupt_controller import InterruptController
 from .load_arbiter import LoadArbiter
 from .mmu import Mmu
@@ -55,13 +56,14 @@ class Core(wiring.Component):
         mmu, l1, l1i, l2 = (f"{domain}_{part}" for part in ("mmu", "l1", "l1i", "l2"))
         self.port = CorePort(config, index, domain)
         self.interrupts = InterruptController(domain)
+        self.timer = DeadlineTimer(domain)
         self.mmu = Mmu(config.tlb, mmu)
         self.loads = LoadArbiter(l1)
         self.l1 = L1Cache(config.l1, config.core, l1)
         self.l1i = L1ICache(config.l1i, l1i)
         self.l2 = L2Cache(config, l2, hit_cycles=config.l2.latency - L1_MISS_CYCLES)
         self.parts: dict[str, list[Any]] = {
-            domain: [self.port, self.interrupts],
+            domain: [self.port, self.interrupts, self.timer],
             mmu: [self.mmu],
             l1: [self.loads, self.l1],
             l1i: [self.l1i],
@@ -79,10 +81,10 @@ class Core(wiring.Component):
         m.submodules.l1i = l1i
         m.submodules.l2 = l2
         m.submodules.interrupts = interrupts
+        m.submodules.timer = self.timer
         connect(m, flipped(self.host), port.host)
         connect(m, port.mmio, flipped(self.mmio))
         connect(m, port.noncached, flipped(self.noncached))
-        connect(m, flipped(self.interrupt), interrupts.message)
 
         # Data: the port and the walker share the cache's load port; the rest of it is the port's
         connect(m, port.translate, mmu.port)
@@ -110,8 +112,15 @@ class Core(wiring.Component):
         connect(m, l1.tilelink, l2.l1)
         connect(m, l2.tilelink, flipped(self.tilelink))
 
-        # Interrupts
+        # Interrupts: from the timer, else from outside
+        own, outside = self.timer.message, self.interrupt
         m.d.comb += [
+            interrupts.message.valid.eq(own.valid | outside.valid),
+            interrupts.message.payload.eq(Mux(own.valid, own.payload, outside.payload)),
+            own.ready.eq(1),
+            outside.ready.eq(~own.valid),
+            self.timer.write.eq(port.deadline_write),
+            self.timer.value.eq(port.deadline),
             port.interrupt_pending.eq(interrupts.pending),
             port.interrupt_vector.eq(interrupts.vector),
             interrupts.acknowledge.eq(port.interrupt_acknowledge),

@@ -68,6 +68,8 @@ class CorePort(wiring.Component):
     * ATOMIC issues when the cache accepts it; nothing else issues until the cycle after its answer.
     * FENCE, LFENCE and SFENCE issue at once, then nothing issues until the cycle after they complete, which they do
       when nothing is left that they wait for, at the earliest 1 cycle after they issued.
+    * RDTSC does what LFENCE does, and completes with the number of the edge at which it completes.
+    * TSC_DEADLINE issues at once; ``deadline_write`` is high at that edge.
     * POLL issues when the cache accepts the first look, see :class:`PollUnit`; nothing issues until the cycle after
       it completes.
     * STORE_NT and CLFLUSH wait for earlier STOREs of the same line, then see :class:`WriteCombining`.
@@ -111,6 +113,7 @@ class CorePort(wiring.Component):
         mmio: ``Out(MmioPort())``.
         interrupt_pending: ``In(1)``, a register of the interrupt controller, as ``interrupt_vector``: ``In(8)``.
         interrupt_acknowledge: ``Out(1)``, the interrupt is taken at this edge.
+        deadline_write: ``Out(1)``, ``deadline``: ``Out(48)`` is written to the core's timer at this edge.
         now: ``In(48)``, the number of the next edge.
         quiet: ``Out(1)``, the next edge changes nothing.
     """
@@ -131,6 +134,8 @@ class CorePort(wiring.Component):
                 "interrupt_pending": In(1),
                 "interrupt_vector": In(8),
                 "interrupt_acknowledge": Out(1),
+                "deadline_write": Out(1),
+                "deadline": Out(NOW_WIDTH),
                 "now": In(NOW_WIDTH),
                 "quiet": Out(1),
             }
@@ -568,7 +573,11 @@ class CorePort(wiring.Component):
                 taken.squashed_id.eq(self._operation.id),
                 self.window.withdraw.eq(execute.remaining.any()),
             ]
-        m.d.comb += self.window.withdrawn.eq(execute.began)
+        m.d.comb += [
+            self.window.withdrawn.eq(execute.began),
+            self.deadline_write.eq(self._issuing & self._is(OperationKind.TSC_DEADLINE)),
+            self.deadline.eq(self._operation.address.as_value()),
+        ]
 
     def _complete(self, m):
         host, unit, loads, poll, operation = self.host, self.completions, self.load_unit, self.poll, self._operation
@@ -592,6 +601,7 @@ class CorePort(wiring.Component):
             unit.timeout.payload.eq(poll.timeout_data),
             poll.timeout_ready.eq(unit.timeout.ready),
             unit.loaded.eq(self.order.idle),
+            unit.now.eq(self.now),
             unit.stored.eq(self.store_buffer.empty & self.write_combining.empty),
             host.completion_valid.eq(unit.valid),
             host.completion.eq(unit.completion),

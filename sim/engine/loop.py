@@ -34,8 +34,8 @@ LINE_BYTES = 64
 IDS = 256
 MASK64 = (1 << 64) - 1
 
-EXECUTE, LOAD, STORE, HALT, ATOMIC, POLL = (
-    getattr(OperationKind, name).value for name in ("EXECUTE", "LOAD", "STORE", "HALT", "ATOMIC", "POLL")
+EXECUTE, LOAD, STORE, HALT, ATOMIC, POLL, RDTSC = (
+    getattr(OperationKind, name).value for name in ("EXECUTE", "LOAD", "STORE", "HALT", "ATOMIC", "POLL", "RDTSC")
 )
 
 
@@ -43,10 +43,10 @@ def _kinds(names: str) -> frozenset[int]:
     return frozenset(OperationKind[name].value for name in names.split())
 
 
-COMPLETING = _kinds("LOAD MMIO_READ FENCE ATOMIC POLL LFENCE SFENCE")
+COMPLETING = _kinds("LOAD MMIO_READ FENCE ATOMIC POLL LFENCE SFENCE RDTSC")
 #: Have an address and a size, within a line.
 SIZED = _kinds("LOAD STORE PREFETCH MMIO_READ MMIO_WRITE ATOMIC POLL STORE_NT CLFLUSH")
-ADDRESSED = SIZED | _kinds("EXECUTE WRITE_CR3 INVLPG")
+ADDRESSED = SIZED | _kinds("EXECUTE WRITE_CR3 INVLPG TSC_DEADLINE")
 #: Bring data, as many bytes as their size; an ATOMIC brings 16.
 WRITING = _kinds("STORE MMIO_WRITE POLL STORE_NT")
 MMIO = _kinds("MMIO_READ MMIO_WRITE")
@@ -54,6 +54,7 @@ TIMED = _kinds("EXECUTE POLL")
 #: Have a use for ``argument``.
 ARGUED = _kinds("EXECUTE HALT ATOMIC POLL")
 ATOMIC_BYTES = 16
+TSC_BYTES = 8
 KINDS = frozenset(kind.value for kind in OperationKind)
 
 
@@ -270,7 +271,7 @@ class LoopEngine:
             handle=len(self._complete),
             kind=kind,
             address=address if kind in ADDRESSED else 0,
-            size=size if kind in SIZED else 0,
+            size=size if kind in SIZED else TSC_BYTES if kind == RDTSC else 0,
             data=_atomic_data(data) if kind == ATOMIC else _data(data, size) if kind in WRITING else b"",
             cycles=cycles if kind in TIMED else 0,
             uops=uops,

@@ -72,11 +72,13 @@ enum Kind {
     CLFLUSH,
     WRITE_CR3,
     INVLPG,
+    RDTSC,
+    TSC_DEADLINE,
     KINDS
 };
 constexpr const char* KIND_NAMES[KINDS] = {"EXECUTE", "LOAD",   "STORE",  "PREFETCH", "MMIO_READ", "MMIO_WRITE", "FENCE",
                                            "HALT",    "CLI",    "STI",    "IRET",     "ATOMIC",    "POLL",       "LFENCE",
-                                           "SFENCE",  "STORE_NT", "CLFLUSH", "WRITE_CR3", "INVLPG"};
+                                           "SFENCE",  "STORE_NT", "CLFLUSH", "WRITE_CR3", "INVLPG", "RDTSC", "TSC_DEADLINE"};
 
 // A set of kinds; those of sim/engine/loop.py.
 template <class... K>
@@ -84,14 +86,15 @@ constexpr uint32_t kinds(K... which) {
     return (... | (1u << which));
 }
 constexpr bool in(uint32_t set, unsigned kind) { return set >> kind & 1; }
-constexpr uint32_t COMPLETING = kinds(LOAD, MMIO_READ, FENCE, ATOMIC, POLL, LFENCE, SFENCE);
+constexpr uint32_t COMPLETING = kinds(LOAD, MMIO_READ, FENCE, ATOMIC, POLL, LFENCE, SFENCE, RDTSC);
 constexpr uint32_t SIZED = kinds(LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, ATOMIC, POLL, STORE_NT, CLFLUSH);
-constexpr uint32_t ADDRESSED = SIZED | kinds(EXECUTE, WRITE_CR3, INVLPG);
+constexpr uint32_t ADDRESSED = SIZED | kinds(EXECUTE, WRITE_CR3, INVLPG, TSC_DEADLINE);
 constexpr uint32_t WRITING = kinds(STORE, MMIO_WRITE, POLL, STORE_NT);
 constexpr uint32_t MMIO = kinds(MMIO_READ, MMIO_WRITE);
 constexpr uint32_t TIMED = kinds(EXECUTE, POLL);
 constexpr uint32_t ARGUED = kinds(EXECUTE, HALT, ATOMIC, POLL);
 constexpr unsigned ATOMIC_BYTES = 16;
+constexpr unsigned TSC_BYTES = 8;
 
 // Bytes of data an operation brings.
 constexpr size_t data_bytes(unsigned kind, unsigned size) {
@@ -533,7 +536,7 @@ public:
         if (kind == POLL && !argument) refuse("a POLL looks again after at least 1 cycle, not 0");
         op.kind = static_cast<uint8_t>(kind);
         op.address = addressed ? address : 0;
-        op.size = static_cast<uint8_t>(sized ? size : 0);
+        op.size = static_cast<uint8_t>(sized ? size : kind == RDTSC ? TSC_BYTES : 0);
         op.cycles = static_cast<uint32_t>(timed ? cycles : 0);
         op.uops = static_cast<uint16_t>(uops);
         op.argument = static_cast<uint16_t>(in(ARGUED, kind) ? argument : 0);

@@ -5,11 +5,11 @@ from sw.linux.cpu import Cpu
 from sw.linux.list import init_list_head
 from sw.linux.net.udp import udp_bind, udp_recvmsg
 from sw.linux.ptrace import restore_registers, save_registers
-from sw.linux.sched import schedule
+from sw.linux.sched import need_resched, schedule, yield_task
 from sw.linux.socket import SOCK, SOCK_RCVBUF
 from sw.linux.softirq import local_bh_disable, local_bh_enable
 
-__all__ = ["recvfrom", "sys_bind", "sys_socket"]
+__all__ = ["recvfrom", "sched_yield", "sys_bind", "sys_socket"]
 
 
 async def _syscall_enter(cpu: Cpu) -> int:
@@ -21,7 +21,7 @@ async def _syscall_enter(cpu: Cpu) -> int:
 async def _syscall_exit(cpu: Cpu, registers: int) -> None:
     """Back to the program, unless a better task wants to run first."""
     cpu.execute("syscall_exit_to_user_mode")
-    while await cpu.load(cpu.need_resched_address, 4):
+    while await need_resched(cpu):
         await schedule(cpu, preempt=True)
     cpu.current.registers = await restore_registers(cpu, registers)
 
@@ -60,3 +60,12 @@ async def recvfrom(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, tu
     copied, packet = await udp_recvmsg(cpu, sock, buffer, size)
     await _syscall_exit(cpu, registers)
     return copied, packet
+
+
+@function(mode=Mode.KERNEL)
+async def sched_yield(cpu: Cpu) -> None:
+    """Let other tasks of the same rank run first, ksoftirqd for one."""
+    registers = await _syscall_enter(cpu)
+    cpu.cli()
+    await yield_task(cpu)
+    await _syscall_exit(cpu, registers)

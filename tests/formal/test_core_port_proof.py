@@ -4,6 +4,7 @@ from amaranth.hdl import Cat
 
 from hw.config import load_machine
 from hw.cpu.core_port import CorePort
+from hw.cpu.deadline_timer import DeadlineTimer
 from hw.cpu.interrupt_controller import InterruptController
 from tests.formal.prove import prove_quiet
 
@@ -53,3 +54,10 @@ def test_interrupt_controller_quiet():
     dut = InterruptController(DOMAIN)
     planted = {"forgets messages": ~dut.acknowledge, "forgets acknowledgements": ~dut.message.valid}
     prove_quiet(dut, domain=DOMAIN, cover_depth=4, outstanding=dut.pending, planted=planted)
+
+
+def test_deadline_timer_quiet():
+    """Covered: it is armed."""
+    dut = DeadlineTimer(DOMAIN)
+    planted = {"forgets writes": ~dut.message.valid}
+    prove_quiet(dut, domain=DOMAIN, cover_depth=4, outstanding=dut.timer.armed, planted=planted)

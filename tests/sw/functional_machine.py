@@ -8,7 +8,8 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE
+from hw.bus.core import TIMER_VECTOR
+from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE, MSI_BYTES
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK, TX_DATA, TX_WRITE_BACK
 from hw.nic.registers import MSIX_ENTRY_BYTES, REG, REGISTERS
 from sim.engine.shadow import PendingStore, physical
@@ -17,7 +18,10 @@ from sw.port import AtomicFunction, Notify, OperationKind, Wake, WakeKind
 EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IRET, ATOMIC, POLL, *_MORE = (
     kind.value for kind in OperationKind
 )
-LFENCE, SFENCE, STORE_NT, CLFLUSH, *_ = _MORE
+LFENCE, SFENCE, STORE_NT, CLFLUSH, WRITE_CR3, INVLPG, RDTSC, TSC_DEADLINE = _MORE
+
+#: A POLL that would give up only after so many cycles is a way to rest.
+ENDLESS = 1 << 30
 
 #: Ticks of one unit of EITR; the real one is 2.048 us.
 EITR_UNIT_TICKS = 6144
@@ -178,17 +182,21 @@ class FunctionalNic:
         address = int.from_bytes(entry[:4], "little")
         assert address & 0xFFF0_0000 == MSI_BASE
         self.not_before = now + EITR_UNIT_TICKS * REG.EITR.INTERVAL.get(self.get(REG.EITR))
-        self.machine.cores[address >> 12 & 0xFF].pending.append(entry[8])
+        pending = self.machine.cores[address >> 12 & 0xFF].pending
+        if entry[8] not in pending:
+            pending.append(entry[8])
 
 
 class _Core:
-    def __init__(self):
+    def __init__(self, index: int):
+        self.index = index
         self.context = -1
         self.time = 0
         self.enabled = True
         self.waits_for_switch = False
         self.pending: deque[int] = deque()
         self.told_empty = False
+        self.deadline = 0  #: tick of the timer's interrupt, 0 if it is not armed
 
 
 class _Context:
@@ -201,7 +209,7 @@ class FunctionalMachine:
 
     def __init__(self, cores: int = 2, dram_bytes: int = 4 << 20):
         self.memory = bytearray(dram_bytes)
-        self.cores = [_Core() for _ in range(cores)]
+        self.cores = [_Core(index) for index in range(cores)]
         self.nic = FunctionalNic(self)
         self.frames: list[tuple[int, int, bytes, int]] = []
         self.sent = 0
@@ -270,7 +278,7 @@ class FunctionalMachine:
         assert -1 <= after < handle
         if kind == EXECUTE:
             assert cycles >= 1 and 0 <= uops < 1 << 16
-        assert not notify or kind in (LOAD, MMIO_READ, ATOMIC, POLL, FENCE, LFENCE, SFENCE, HALT)
+        assert not notify or kind in (LOAD, MMIO_READ, ATOMIC, POLL, FENCE, LFENCE, SFENCE, RDTSC, HALT)
         assert notify != Notify.ISSUE or kind == LOAD
         self._contexts[context].queue.append([handle, kind, address, size, data, cycles, notify, argument])
         for core in self.cores:
@@ -292,7 +300,9 @@ class FunctionalMachine:
             core = min((c for c in self.cores if self._can_run(c)), key=lambda c: c.time, default=None)
             arrival = self.frames[0][0] if self.frames else None
             moderated = self.nic.not_before if self.nic.pending() else None
-            event = min((t for t in (arrival, moderated) if t is not None), default=None)
+            deadlines = (each.deadline or None for each in self.cores)
+            event = min((t for t in (arrival, moderated, *deadlines) if t is not None), default=None)
+            core = self._gives_up(min((t for t in (event, core and core.time) if t is not None), default=None)) or core
             if core is None and event is None:
                 return [Wake(WakeKind.IDLE, -1, -1, 0, 0)]
             time = core.time if core is not None else max(event, self.now)
@@ -310,10 +320,33 @@ class FunctionalMachine:
     def _can_run(self, core: _Core) -> bool:
         if core.context < 0 or core.waits_for_switch:
             return False
-        queue = self._contexts[core.context].queue
         if core.pending and core.enabled:
             return True
-        return bool(queue) and queue[0][1] != HALT
+        return bool(self._contexts[core.context].queue) and not self._waits(core)
+
+    def _waits(self, core: _Core) -> bool:
+        """Whether the core sleeps, or polls what has not changed."""
+        queue = self._contexts[core.context].queue if core.context >= 0 else None
+        if not queue:
+            return False
+        _, kind, address, size, data, cycles, *_ = queue[0]
+        return kind == HALT or (
+            kind == POLL and cycles > 0 and self.memory[address : address + size] == _bytes(data, size)
+        )
+
+    def _gives_up(self, until: int | None) -> _Core | None:
+        """Let time pass for the core whose POLL is the next to give up, if that is before ``until``."""
+        polls = []
+        for core in self.cores:
+            if core.context >= 0 and not core.waits_for_switch and self._waits(core):
+                operation = self._contexts[core.context].queue[0]
+                if operation[1] == POLL and operation[5] < ENDLESS:
+                    polls.append((core.time + operation[5], core.index, core, operation))
+        if not polls or (until is not None and min(polls)[0] >= until):
+            return None
+        time, _, core, operation = min(polls)
+        core.time, operation[5] = time, 0
+        return core
 
     def _device(self, now: int) -> None:
         while self.frames and self.frames[0][0] <= now:
@@ -321,10 +354,11 @@ class FunctionalMachine:
             self.nic.receive(number, frame, split)
         self.nic.message(now)
         for core in self.cores:
-            if core.pending and core.time < now:
-                queue = self._contexts[core.context].queue if core.context >= 0 else None
-                if queue and queue[0][1] == HALT:
-                    core.time = now
+            if 0 < core.deadline <= now:
+                core.deadline = 0
+                core.pending.append(TIMER_VECTOR)
+            if core.pending and core.time < now and self._waits(core):
+                core.time = now
 
     def _step(self, core: _Core, event: int | None, wakes: list[Wake]) -> None:
         index = self.cores.index(core)
@@ -351,10 +385,8 @@ class FunctionalMachine:
             return
         raw = bytes(self.memory[address : address + size])
         result: int | bytes = int.from_bytes(raw, "little") if size <= 8 else raw
-        if kind == POLL and raw == _bytes(data, size) and cycles > 0:
-            core.time += argument
-            operation[5] -= argument
-            return
+        if kind == POLL:  # it has changed, maybe while this core slept, or time is up
+            core.time = max(core.time, self.now)
         queue.popleft()
         core.time += 1
         if kind in (STORE, STORE_NT):
@@ -367,6 +399,10 @@ class FunctionalMachine:
             result = self.nic.read(address - BAR0_BASE)
         elif kind == MMIO_WRITE:
             self._mmio_write(address, data)
+        elif kind == RDTSC:
+            result = core.time
+        elif kind == TSC_DEADLINE:
+            core.deadline = address
         elif kind == CLI:
             core.enabled = False
         elif kind in (STI, IRET):
@@ -375,6 +411,13 @@ class FunctionalMachine:
             wakes.append(Wake(WakeKind.COMPLETION, index, core.context, handle, result))
 
     def _mmio_write(self, address: int, data: int) -> None:
+        if MSI_BASE <= address < MSI_BASE + MSI_BYTES:
+            assert address % 0x1000 == 0
+            target = self.cores[(address - MSI_BASE) >> 12]
+            if data not in target.pending:
+                target.pending.append(data)
+            self._device(self.now)
+            return
         if BAR3_BASE <= address < BAR3_BASE + BAR3_BYTES:
             self.nic.msix[address - BAR3_BASE : address - BAR3_BASE + 4] = data.to_bytes(4, "little")
             return

@@ -21,7 +21,16 @@ DOMAIN = "core0"
 #: Interrupts cost 1 cycle and no sleep state anything, so that what happens around them is seen.
 TINY = load_machine("tiny", ["core.interrupt_entry=1", "core.interrupt_return=1", "core.sleep_exit_ns=[0.0]"])
 #: Operations that complete.
-COMPLETING = (Kind.LOAD, Kind.MMIO_READ, Kind.FENCE, Kind.LFENCE, Kind.SFENCE, Kind.ATOMIC, Kind.POLL)
+COMPLETING = (
+    Kind.LOAD,
+    Kind.MMIO_READ,
+    Kind.FENCE,
+    Kind.LFENCE,
+    Kind.SFENCE,
+    Kind.ATOMIC,
+    Kind.POLL,
+    Kind.RDTSC,
+)
 
 
 def machine(**fields: Any) -> MachineConfig:
