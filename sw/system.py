@@ -67,6 +67,8 @@ class System:
             skbs=kind.skbs(options),
             netdev_budget=options.netdev_budget,
             cpuidle=options.cpuidle,
+            routes=options.routes,
+            neighbours=options.neighbours,
         )
         self.path = kind(kernel, options)
         self.computes: list[Compute] = []

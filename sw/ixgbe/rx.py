@@ -168,6 +168,7 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
                 handed_on = result in (XdpResult.TX, XdpResult.REDIRECT)
                 await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, handed_on, loaded)
                 return 0
+        cpu.execute("ixgbe_build_skb")
         skb = await napi_build_skb(cpu, page, start, IXGBE_RX_BUFSZ, data - start, length)
         reason = "" if skb else "NOMEM"
     ring.in_frame = not last

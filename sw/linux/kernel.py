@@ -1,18 +1,22 @@
 """What the kernel's parts share: fixed addresses, tables that lead from addresses to Python objects, statistics."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sw.core import LINE, Mode, Record
 from sw.costs import Cost
-from sw.linux.cpu import NET_RX_SOFTIRQ, PERCPU, Cpu
+from sw.linux.cpu import NET_RX_SOFTIRQ, NET_TX_SOFTIRQ, PERCPU, Cpu
 from sw.linux.cpuidle import Cpuidle
 from sw.linux.irq import IRQ_DESC_BYTES, interrupt_entry
 from sw.linux.list import init_list_head
 from sw.linux.mm import PAGE_SIZE, MemBlock, PageAllocator, lay_out_text
 from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
 from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
-from sw.linux.net.ipv4 import LOCAL_TABLE_BYTES, init_local_table
+from sw.linux.net.ipv4 import ETH_P_IP, LOCAL_TABLE_BYTES, init_local_table
+from sw.linux.net.neighbour import NeighTable
+from sw.linux.net.route import FIB_BYTES, Route, init_fib
+from sw.linux.net.sch_generic import NetdevQueue, net_tx_action
 from sw.linux.net.udp import UDP_BUSYLOCKS_BYTES, UDP_TABLE_BYTES
 from sw.linux.netfilter import NF_TABLE_BYTES, init_raw_table
 from sw.linux.sched import (
@@ -30,7 +34,7 @@ from sw.linux.sched import (
 )
 from sw.linux.skb import SK_BUFF
 from sw.linux.slab import KmemCache
-from sw.linux.socket import SOCK
+from sw.linux.socket import SOCK, sock_wfree
 from sw.linux.softirq import ksoftirqd
 from sw.linux.xdp.xsk import XdpSock
 from sw.paging import PageSize, PageTables, virtual
@@ -56,6 +60,8 @@ class Kernel:
         skbs: slots for socket buffers.
         netdev_budget: packets per receive softirq.
         cpuidle: how deep idle cores sleep.
+        routes: to where the host can send.
+        neighbours: hardware address of each host on the link that it can send to, by IPv4 address.
 
     Raises:
         OutOfMemoryError: when DRAM is too small.
@@ -73,8 +79,11 @@ class Kernel:
         skbs: int,
         netdev_budget: int = NETDEV_BUDGET,
         cpuidle: Cpuidle = Cpuidle(),
+        routes: tuple[Route, ...] = (),
+        neighbours: Mapping[bytes, bytes] = MappingProxyType({}),
     ):
         self.mac = mac
+        self.routes = routes
         self.costs = costs
         self.addresses = list(addresses)
         self.netdev_budget = netdev_budget
@@ -96,6 +105,9 @@ class Kernel:
         self.udp_table = allocate(UDP_TABLE_BYTES)
         self.raw_table = 0  #: address of iptables' raw table, 0 if it is not there
         self.raw_counters = 0
+        self.fib = allocate(FIB_BYTES)
+        self.arp_table = NeighTable(self.memblock, neighbours)
+        self.tx_queue: NetdevQueue | None = None  #: by which the host sends, if it does
         self.udp_busylocks = allocate(UDP_BUSYLOCKS_BYTES)
         self.irq_desc = allocate(IRQ_DESC_BYTES)
         self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs, cores)
@@ -108,10 +120,12 @@ class Kernel:
         self.napi: dict[int, Napi] = {}
         self.xdp_sockets: dict[int, XdpSock] = {}
         self.skb_destructors: dict[int, Callable[[Cpu, int], Awaitable[None]]] = {}
+        self.skb_destructors[self.text["sock_wfree"]] = sock_wfree
+        self.tx_queues: dict[int, NetdevQueue] = {}
         self.irq_handlers: dict[int, Callable[[Cpu], Awaitable[None]]] = {}
 
         self.interrupt_entry = interrupt_entry
-        self.softirq_vec = {NET_RX_SOFTIRQ: net_rx_action}
+        self.softirq_vec = {NET_TX_SOFTIRQ: net_tx_action, NET_RX_SOFTIRQ: net_rx_action}
 
         # For observers
         self.packet_of: dict[int, tuple[int, int]] = {}  #: which received packet (queue, number) each skb in use is
@@ -180,6 +194,8 @@ class Kernel:
         self.skb_cache.init(cpu)
         init_packet_types(cpu)
         init_local_table(cpu, self.addresses)
+        init_fib(cpu, self.routes)
+        self.arp_table.init(cpu, ETH_P_IP)
         if self.raw_table:
             init_raw_table(cpu, self.raw_table)
         for each in self.cpus:

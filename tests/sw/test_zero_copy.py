@@ -162,7 +162,7 @@ def test_a_socket_copies_once_and_the_watch_sees_who_reads(read):
     """The card checks no UDP checksums: they are computed on the copy's way."""
     run = Run("napi:sink", read=read)
     assert run.payload(run.machine.written) == {("udp_recvmsg", "loads"): 1}
-    (sink,) = run.system.path.sinks
+    sink = run.system.path.tasks[0]._main.__self__
     places = {(sink.buffer & PHYSICAL_MASK) - HEADERS}
     reads = {("sink_receive", "loads"): 1} if read else {}
     assert run.payload(places) == {("udp_recvmsg", "stores"): 1} | reads

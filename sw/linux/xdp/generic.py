@@ -4,8 +4,7 @@ from errno import EAGAIN, ENOBUFS
 
 from sw.core import LINE, function
 from sw.linux.cpu import Cpu
-from sw.linux.mm import PAGE_SIZE, alloc_page, put_page
-from sw.linux.skb import SK_BUFF, kfree_skb, napi_build_skb
+from sw.linux.skb import SK_BUFF, __alloc_skb, kfree_skb
 from sw.linux.softirq import local_bh_disable, local_bh_enable
 from sw.linux.spinlock import spin_lock_irqsave, spin_unlock_irqrestore
 from sw.linux.xdp.pool import XSK_BUFF_POOL, XskBuffPool
@@ -52,6 +51,7 @@ async def xsk_generic_xmit(cpu: Cpu, xs: XdpSock) -> int:
         error = 0 if skb else -ENOBUFS
         if skb and not await xs.device.ndo_start_xmit(cpu, skb, xs.queue):
             cpu.kernel.packet_of.pop(skb, None)
+            cpu.put(skb, SK_BUFF.destructor, 0)
             await kfree_skb(cpu, skb)
             error = -EAGAIN
         await local_bh_enable(cpu)
@@ -68,14 +68,11 @@ async def xsk_build_skb(cpu: Cpu, xs: XdpSock, address: int, length: int) -> int
     """Copy a packet to an skb of its own; 0 if there is no memory."""
     pool = xs.pool
     assert pool is not None
-    page = await alloc_page(cpu)
-    if not page:
-        return 0
-    skb = await napi_build_skb(cpu, page, page, PAGE_SIZE, _HEADROOM, length)
+    skb = await __alloc_skb(cpu, _HEADROOM, length)
     if not skb:
-        await put_page(cpu, page)
         return 0
-    await skb_store_bits(cpu, page + _HEADROOM, pool.raw_data(address), length)
+    data = await cpu.get(skb, SK_BUFF.data)
+    await skb_store_bits(cpu, data, pool.raw_data(address), length)
     cpu.put(skb, SK_BUFF.sk, xs.address)
     cpu.put(skb, SK_BUFF.destructor_arg, address)
     cpu.put(skb, SK_BUFF.destructor, cpu.kernel.text["xsk_destruct_skb"])
