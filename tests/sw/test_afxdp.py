@@ -1,6 +1,7 @@
 """AF_XDP: every packet is accounted for once, no chunk is lost, the kernel refuses what it refuses."""
 
 import asyncio
+import functools
 from collections.abc import Iterator
 from errno import EBUSY, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP
 
@@ -8,6 +9,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
+from sim.wire.traffic import BUNDLED_CAPTURE, Traffic
 from sw.core import Dispatcher, Mode, Record
 from sw.costs import load_tables
 from sw.ixgbe.xsk import RX_BUFFER_ZC
@@ -25,6 +27,7 @@ from sw.paging import PHYSICAL_MASK
 from sw.port import WakeKind
 from sw.system import System
 from tests.sw.functional_machine import FunctionalMachine
+from tests.sw.test_dpdk import Bench as PollModeBench
 
 MAC = bytes.fromhex("020000000001")
 COSTS = load_tables(("linux", "bpf", "xsk"))
@@ -414,3 +417,47 @@ def test_a_driver_without_zero_copy_falls_back_to_copying():
 def test_unknown_modes_are_refused(option, told):
     with pytest.raises(ValueError, match=told):
         Bench(**{option: "x"})
+
+
+# The bundled capture
+
+
+@functools.cache
+def capture() -> list[bytes]:
+    traffic = Traffic.make(capture=BUNDLED_CAPTURE, speed=None, size=None, rate=None, count=None, seed=1)
+    return [frame.data.ljust(60, b"\0") for frame in traffic.frames]
+
+
+@functools.cache
+def answered_by_dpdk() -> tuple[list[bytes], dict[int, str]]:
+    bench = PollModeBench("echo", promiscuous=True, ring_size=256)
+    bench.send(capture(), 20_000)
+    return bench.machine.nic.transmitted, bench.dropped
+
+
+@pytest.mark.parametrize("mode", ["copy", "zero-copy"])
+def test_the_capture_is_answered_as_by_dpdk(mode):
+    bench = Bench("echo", xdp_mode=mode, promiscuous=True)
+    bench.send(capture(), 20_000)
+    assert (bench.machine.nic.transmitted, bench.dropped) == answered_by_dpdk()
+    assert len(bench.sent) > 20 and len(bench.dropped) > 5
+    bench.check_chunks()
+
+
+@pytest.mark.parametrize("mode", ["copy", "zero-copy"])
+def test_the_program_finds_the_capture_byte_for_byte(mode):
+    bench = Bench(xdp_mode=mode, promiscuous=True)
+    program, seen = bench.system.path.program, []
+    turn = program.turn
+
+    async def look(cpu, socket):
+        umem = socket.umem.address & PHYSICAL_MASK
+        rx, consumed = bench.xs.rx, bench.field(socket.rx.address, XSK_RING.cached_cons)
+        for number in range(consumed, min(bench.field(rx.ring, XDP_RING.producer), consumed + program.batch)):
+            place, length = bench.word(rx.entry(number), 8), bench.word(rx.entry(number) + 8)
+            seen.append(bytes(bench.machine.memory[umem + place : umem + place + length]))
+        return await turn(cpu, socket)
+
+    program.turn = look
+    bench.send(capture(), 20_000)
+    assert seen == capture()

@@ -40,7 +40,12 @@ def cycles(way: str, figure: str = "cycles") -> float:
 
 @pytest.mark.parametrize(
     ("less", "more"),
-    [("dpdk:rxonly", "napi:rawdrop"), ("xdp:drop", "napi:rawdrop"), ("napi:rawdrop", "napi:sink")],
+    [
+        ("dpdk:rxonly", "napi:rawdrop"),
+        ("xdp:drop", "af-xdp:rxdrop"),
+        ("af-xdp:rxdrop", "napi:rawdrop"),
+        ("napi:rawdrop", "napi:sink"),
+    ],
 )
 def test_orders_come_out_whatever_is_true_within_the_bands(less, more):
     for figure in ("low", "cycles", "high"):
@@ -52,7 +57,7 @@ def test_the_fast_paths_are_faster_at_their_dearest_than_the_kernel_at_its_cheap
         assert cycles(fast, "high") < cycles("napi:rawdrop", "low")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, "af-xdp:rxdrop"])
 def test_every_packet_is_accounted_for(way):
     packets = result(way)["packets"]
     assert packets["offered"] == 600 and packets["in_flight"] == 0
@@ -90,7 +95,7 @@ def sent_frames(way: str, sizes=(64, 200, 1000)) -> tuple[list[bytes], list[byte
     return frames, [frame for _, _, frame in run.sent]
 
 
-@pytest.mark.parametrize("way", ["dpdk:l2fwd", "dpdk:echo", "xdp:tx"])
+@pytest.mark.parametrize("way", ["dpdk:l2fwd", "dpdk:echo", "xdp:tx", "af-xdp:echo"])
 def test_what_is_sent_is_what_came_byte_for_byte_but_for_the_addresses(way):
     from sim.wire.frames import with_fcs
 
@@ -102,7 +107,7 @@ def test_what_is_sent_is_what_came_byte_for_byte_but_for_the_addresses(way):
             addresses = bytes.fromhex("020000000000") + host
         else:
             addresses = before[6:12] + before[:6]
-        if way == "dpdk:echo":
+        if way.endswith(":echo"):
             body = body[:14] + body[18:22] + body[14:18] + body[24:26] + body[22:24] + body[26:]
         assert after == with_fcs(addresses + body)
 
