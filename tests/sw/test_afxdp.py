@@ -171,9 +171,6 @@ def test_a_core_away_from_the_card_gets_the_same(mode):
         bench.check_chunks()
 
 
-# What is refused
-
-
 def test_what_the_card_does_not_send_is_sent_later_and_nothing_is_lost():
     for mode in ("copy", "zero-copy"):
         bench = Bench("echo", xdp_mode=mode)
@@ -267,6 +264,8 @@ def test_a_receive_ring_that_is_full(mode, wakes):
     else:
         assert bench.dropped == {n: "rx_ring_full" for n in range(16, 100)}
 
+
+# What is refused
 
 GOOD = XdpUmem(1 << 20, 64 * 4096, 4096)
 
