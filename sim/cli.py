@@ -80,6 +80,7 @@ software_options = [
     click.option(
         "--ring", type=int, default=None, help="Receive descriptors.  [default: 512; the least in small memories]"
     ),
+    click.option("--batch", type=int, default=None, help="Packets of a burst, where a program polls.  [default: 32]"),
     click.option(
         "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
     ),
@@ -112,6 +113,7 @@ def run(
     count,
     app,
     ring,
+    batch,
     mitigations,
     background,
     idle,
@@ -137,7 +139,7 @@ def run(
         engine=engine,
         seed=seed,
         waves=waves,
-        options={} if ring is None else {"ring_size": ring},
+        options=given_options(ring_size=ring, batch=batch),
         mitigations=mitigations_of(mitigations),
         background=background,
         idle=idle,
@@ -162,7 +164,7 @@ def run(
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--report", is_flag=True, help="Also sweep the load, switch DDIO off, and write report.html.")
-@click.option("--json", "as_json", is_flag=True, help="Print {path: result} instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print {path: result.json} instead of the table.")
 def compare(
     chosen,
     traffic,
@@ -172,6 +174,7 @@ def compare(
     count,
     app,
     ring,
+    batch,
     mitigations,
     background,
     idle,
@@ -187,7 +190,7 @@ def compare(
 
     Without traffic options: the bundled capture, then 64-byte frames at line rate.
     """
-    from sim.compare import Comparison, compare, parse_ways
+    from sim.compare import Comparison, by_path, compare, parse_ways
     from sim.report.comparison import print_comparison
 
     console = Console(stderr=as_json)
@@ -197,7 +200,7 @@ def compare(
         traffics=compared_traffics(traffic, speed, size, rate, count, seed),
         engine=engine,
         seed=seed,
-        options={} if ring is None else {"ring_size": ring},
+        options=given_options(ring_size=ring, batch=batch),
         mitigations=mitigations_of(mitigations),
         background=background,
         idle=idle,
@@ -205,7 +208,7 @@ def compare(
     )
     results = compare(comparison, console)
     if as_json:
-        click.echo(json.dumps(results, indent=2))
+        click.echo(json.dumps(by_path(comparison, results), indent=2))
     else:
         print_comparison(results, console)
     if report:
@@ -215,6 +218,11 @@ def compare(
         write_report(study(comparison, results, console), comparison.out, comparison.out / "report.html")
     told = f"Results in {comparison.out}/" + (f", report in {comparison.out}/report.html" if report else "")
     console.print(told, highlight=False)
+
+
+def given_options(**options):
+    """Options of ``sw.options.Options`` that the command line gives."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def compared_traffics(traffic, speed, size, rate, count, seed):
