@@ -192,6 +192,7 @@ def compare(
     """
     from sim.compare import Comparison, by_path, compare, parse_ways
     from sim.report.comparison import print_comparison
+    from sim.report.published import beside, print_published
 
     console = Console(stderr=as_json)
     comparison = Comparison(
@@ -211,11 +212,16 @@ def compare(
         click.echo(json.dumps(by_path(comparison, results), indent=2))
     else:
         print_comparison(results, console)
+    found = beside(result for section in results.values() for result in section.values())
     if report:
         from sim.report.page import write_report
         from sim.report.study import study
 
-        write_report(study(comparison, results, console), comparison.out, comparison.out / "report.html")
+        studied = study(comparison, results, console)
+        found = studied.published
+        write_report(studied, comparison.out, comparison.out / "report.html")
+    if not as_json:
+        print_published(found, console)
     told = f"Results in {comparison.out}/" + (f", report in {comparison.out}/report.html" if report else "")
     console.print(told, highlight=False)
 
@@ -290,6 +296,20 @@ def bench_core(machine, settings, as_json):
 
     console = Console(stderr=as_json)
     _show(core(load_machine(machine, settings), console), print_core, console, as_json)
+
+
+@bench.command("published")
+@click.option("--machine", default=None, metavar="NAME", help="Only what was measured on it.  [default: all]")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
+@json_option
+def bench_published(machine, out, as_json):
+    """Run what has been published, and show the model's predictions beside it."""
+    from sim.report.published import as_json as plain
+    from sim.report.published import measure, print_published
+
+    console = Console(stderr=as_json)
+    found = measure(machine, out or Path("runs") / "published", console)
+    _show(plain(found) if as_json else found, print_published, console, as_json)
 
 
 def _show(figures, tables, console, as_json):

@@ -16,6 +16,7 @@ from sim.compare import Comparison, Way, by_path, compare, parse_ways
 from sim.observe.stages import Stage, stage_of
 from sim.report.comparison import print_comparison, rows
 from sim.report.page import write_report
+from sim.report.published import Beside, figures
 from sim.report.study import SHARES, Study
 from sim.result import SCHEMA
 from sw.paths import PATHS
@@ -132,6 +133,7 @@ def test_the_report_stands_alone(results, tmp_path):
         sweep={way: [result] * len(SHARES) for way, result in burst.items()},
         ddio={"on": burst, "off": burst},
         dram_access_ns=70.0,
+        published=[Beside(figures()[0], 50.0)],
     )
     file = tmp_path / "report.html"
     write_report(study, tmp_path, file)
@@ -142,5 +144,7 @@ def test_the_report_stands_alone(results, tmp_path):
     assert [r for r in references.found if not (r[2] or "").startswith("#")] == []
     assert not re.search(r"url\((?!#|&quot;#)", page)
     assert page.count("<svg") == 5
+    for told in (figures()[0].what, "43.5 Mpps", "50 Mpps", "+15 %", "predicted", figures()[0].source):
+        assert told in page
     for way in burst:
         assert way in page
