@@ -11,7 +11,7 @@ from sw.core import LINE, Context, Mode, function
 from sw.linux.atomic import smp_store_mb
 from sw.linux.cpu import Cpu
 from sw.linux.cpuidle import cpuidle_idle_call
-from sw.linux.list import init_list_head, list_add_tail, list_del
+from sw.linux.list import LIST_HEAD, init_list_head, list_add_tail, list_del
 from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock, spin_lock_irqsave, spin_unlock_irqrestore
 from sw.structs import Struct
 
@@ -23,6 +23,7 @@ __all__ = [
     "TASK_RUNNING",
     "Task",
     "__set_current_state",
+    "others_wait",
     "schedule",
     "set_current_state",
     "try_to_wake_up",
@@ -201,6 +202,17 @@ async def try_to_wake_up(cpu: Cpu, address: int) -> bool:
             raw_spin_unlock(cpu, _rq_lock(cpu))
     spin_unlock_irqrestore(cpu, pi_lock, enabled)
     return woken
+
+
+async def others_wait(cpu: Cpu) -> bool:
+    """Whether another task of the running one's rank waits.
+
+    Linux's fair scheduler asks a task that has run for long to make way for one that has slept (``need_resched``);
+    between tasks of one rank here, this is what a task that is willing to can look at.
+    """
+    head, mine = _queue(cpu, cpu.task.priority), cpu.task.address + TASK_STRUCT.run_list.offset
+    following, previous = await cpu.get_all(head, LIST_HEAD.next, LIST_HEAD.prev)
+    return (following, previous) != (mine, mine)
 
 
 async def yield_task(cpu: Cpu) -> None:

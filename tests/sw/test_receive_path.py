@@ -262,7 +262,7 @@ def test_budget_and_restarts_hand_over_to_ksoftirqd():
 
 
 def test_a_program_gets_on_while_ksoftirqd_is_at_work():
-    """Its system calls leave pending softirqs to the thread, which lets it run in between: a flood does not starve it."""
+    """Its system calls leave pending softirqs to the thread, which lets it run in between: no flood starves it."""
     bench = Bench(dram_bytes=16 << 20, ring_size=64, rcvbuf=16_384, netdev_budget=16)
     bench.send([pad(udp(b"x" * 18))] * 4000, gap=600)
     delivered = sorted(bench.delivered)
