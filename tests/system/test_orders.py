@@ -1,7 +1,7 @@
 """Orders that must come out by themselves, as core cycles per packet on one core, and shapes under rising load.
 
 Which costs are true within their bands is not known, so an order is claimed only if it holds where it is least true
-(:func:`bands.worst`). Those that do not are in :data:`NOT_CLAIMED`, are printed as such, and must really turn round there.
+(:func:`bands.worst`). Those that do not are in :data:`NOT_CLAIMED`, are printed as such, and must turn round there.
 
 A way that is not there yet is left out; its name here is all it takes.
 """
