@@ -88,7 +88,8 @@ class Figure:
     """One published figure."""
 
     what: str
-    source: str  #: to be printed beside it
+    label: str  #: the source in short
+    source: str
     conditions: str  #: it was measured under
     published: float
     unit: str
@@ -151,6 +152,7 @@ def figures() -> tuple[Figure, ...]:
         result.append(
             Figure(
                 what=entry["what"],
+                label=source["label"],
                 source=source["cite"],
                 conditions=source["conditions"],
                 published=entry["published"],
@@ -202,26 +204,36 @@ def measure(machine: str | None, out: Path, console: Console | None = None) -> S
 
 #: Headings of the table, and what stands below them.
 COLUMNS: Mapping[str, Callable[[Beside], str]] = {
-    "figure": lambda b: b.figure.what,
-    "machine": lambda b: b.figure.run.machine,
+    "one core": lambda b: b.figure.what,
     "published": lambda b: f"{b.figure.published:g} {b.figure.unit}",
+    "source": lambda b: b.figure.label,
     "model": lambda b: f"{b.predicted:.3g} {b.figure.unit}",
     "error": lambda b: f"{b.error:+.0f} %",
     "": lambda b: b.figure.kind,
-    "source": lambda b: b.figure.source,
 }
+
+
+def sources(found: Iterable[Beside]) -> dict[str, str]:
+    """What the labels stand for: the source, what was measured on, and the machine that stands for that."""
+    return {
+        line.figure.label: f"{line.figure.source}: {line.figure.conditions}. Model: {line.figure.run.machine}."
+        for line in found
+    }
 
 
 def print_published(found: Sequence[Beside], console: Console) -> None:
     """Print them; nothing where there are none."""
     if not found:
         return
-    table = Table(title="Beside published figures", title_justify="left")
+    table = Table(title="Published figures and the model's", title_justify="left")
     for heading in COLUMNS:
-        table.add_column(heading, justify="right" if heading in ("published", "model", "error") else "left")
+        right = heading in ("published", "model", "error")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "one core")
     for line in found:
         table.add_row(*(tell(line) for tell in COLUMNS.values()))
     console.print(table)
+    for label, text in sources(found).items():
+        console.print(f"{label}: {text}", highlight=False)
 
 
 def as_json(found: Sequence[Beside]) -> list[dict[str, Any]]:

@@ -84,8 +84,9 @@ def test_the_table_shows_both_and_the_source():
     out = io.StringIO()
     line = Beside(figure, 2 * figure.published)
     print_published([line], Console(file=out, width=240))
-    for told in (figure.what, f"{figure.published:g} {figure.unit}", "+100 %", figure.kind, figure.source):
+    for told in (figure.what, f"{figure.published:g} {figure.unit}", "+100 %", figure.kind, figure.label):
         assert told in out.getvalue()
+    assert f"{figure.label}: {figure.source}" in " ".join(out.getvalue().split())
     assert as_json([line])[0]["error_percent"] == pytest.approx(100)
 
 
