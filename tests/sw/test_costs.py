@@ -60,7 +60,6 @@ def test_no_entry_is_unused_and_none_is_missing():
         "do_exit",
         "echo_datagram",
         "echo_start",
-        "ip_queue_xmit",
         "ixgbe_configure_rx",
         "ixgbe_configure_tx",
         "ixgbe_dev_rx_queue_start",
