@@ -6,6 +6,7 @@ from sw.linux.sched import (
     TASK_INTERRUPTIBLE,
     TASK_RUNNING,
     TASK_STRUCT,
+    need_resched,
     others_wait,
     schedule,
     set_current_state,
@@ -54,7 +55,7 @@ async def do_softirq(cpu: Cpu) -> None:
         cpu.cli()
         pending = await cpu.load(cpu.softirq_pending_address, 4)
         restart -= 1
-        if restart == 0 or (cpu.task is cpu.ksoftirqd and await others_wait(cpu)):
+        if restart == 0 or await need_resched(cpu) or (cpu.task is cpu.ksoftirqd and await others_wait(cpu)):
             break
     if pending:
         await wakeup_softirqd(cpu)
