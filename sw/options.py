@@ -1,10 +1,12 @@
 """What a run asks of the software, whatever its path."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sw.linux.cpuidle import Cpuidle
 from sw.linux.napi import NETDEV_BUDGET
 from sw.linux.socket import SOCK_RCVBUF
+from sw.linux.tcp_syscall import TCP_RCVBUF
 
 __all__ = ["Options"]
 
@@ -22,6 +24,9 @@ class Options:
         ring_size: receive descriptors.
         itr_us: least time between two interrupts in microseconds, 0 for no moderation.
         rcvbuf: receive buffer of each socket, in bytes of ``truesize``.
+        tcp_rcvbuf: that of TCP's sockets.
+        neighbours: MAC addresses of the stations the host sends to, by IPv4 address, both as bytes.
+        tsc_khz: frequency of the cores' time-stamp counters.
         promiscuous: the card accepts frames for others too; the stack drops them as ``OTHERHOST``.
         netdev_budget: packets per receive softirq.
         read: the receiving programs read what they get.
@@ -38,6 +43,9 @@ class Options:
     ring_size: int = 512
     itr_us: float = 10.0
     rcvbuf: int = SOCK_RCVBUF
+    tcp_rcvbuf: int = TCP_RCVBUF
+    neighbours: Mapping[bytes, bytes] = field(default_factory=dict)
+    tsc_khz: int = 1_000_000
     promiscuous: bool = False
     netdev_budget: int = NETDEV_BUDGET
     read: bool = True

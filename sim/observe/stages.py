@@ -27,6 +27,8 @@ _MODULES = {
     "sw.linux.sched": Stage.SWITCHING,
     "sw.linux.softirq": Stage.SWITCHING,
     "sw.linux.syscall": Stage.CROSSING,
+    "sw.linux.tcp_syscall": Stage.CROSSING,
+    "sw.linux.timer": Stage.SWITCHING,
     "sw.linux.uaccess": Stage.COPY,
     "sw.ixgbe": Stage.DRIVER,
     "sw.dpdk": Stage.DRIVER,

@@ -3,11 +3,25 @@
 import enum
 
 from sw.core import LINE, function
+from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
-from sw.linux.mm import kmem_cache_alloc, kmem_cache_free, put_page
+from sw.linux.mm import PAGE_SIZE, alloc_page, kmem_cache_alloc, kmem_cache_free, put_page
 from sw.structs import Struct
 
-__all__ = ["SK_BUFF", "IpSummed", "PacketType", "consume_skb", "kfree_skb", "kfree_skb_reason", "napi_build_skb"]
+__all__ = [
+    "SKB_CB",
+    "SK_BUFF",
+    "IpSummed",
+    "PacketType",
+    "alloc_skb",
+    "consume_control_skb",
+    "consume_skb",
+    "free_undelivered_skb",
+    "kfree_skb",
+    "kfree_skb_reason",
+    "napi_build_skb",
+    "skb_clone",
+]
 
 #: ``struct sk_buff``, four lines as in the kernel, the members in use in the first.
 SK_BUFF = Struct(
@@ -23,7 +37,11 @@ SK_BUFF = Struct(
     ip_summed=1,
     network_header=2,  #: bytes from ``head``
     page=8,  #: the page that holds the buffer
+    end=4,  #: bytes from ``head`` to what lies behind the packet's room
+    cb=48,  #: what the protocol keeps beside it
 )
+#: Where in an skb that is.
+SKB_CB = SK_BUFF.cb.offset
 
 #: ``struct skb_shared_info`` lies at the end of the buffer; one line of it is initialised per packet.
 SHARED_INFO_BYTES = 320
@@ -52,7 +70,8 @@ async def napi_build_skb(cpu: Cpu, page: int, head: int, size: int, headroom: in
     if not skb:
         return 0
     truesize = size + SK_BUFF.size
-    packed = SK_BUFF.pack(head=head, data=head + headroom, len=length, truesize=truesize, page=page)
+    values = {"head": head, "data": head + headroom, "len": length, "truesize": truesize, "page": page}
+    packed = SK_BUFF.pack(**values, end=size - SHARED_INFO_BYTES)
     cpu.store(skb, packed, SK_BUFF.size)
     cpu.store(head + size - SHARED_INFO_BYTES, bytes(32), 32)
     return skb
@@ -79,3 +98,46 @@ async def consume_skb(cpu: Cpu, skb: int) -> tuple[int, int]:
     packet = cpu.kernel.packet_of.pop(skb)
     await kfree_skb(cpu, skb)
     return packet
+
+
+async def consume_control_skb(cpu: Cpu, skb: int) -> None:
+    """Free a packet that has done what it came for and has nothing for a program."""
+    cpu.note("consumed", packet=cpu.kernel.packet_of.pop(skb))
+    await kfree_skb(cpu, skb)
+
+
+async def free_undelivered_skb(cpu: Cpu, skb: int) -> None:
+    """Free a packet that was accepted for a program that is gone (``QUEUE_PURGE``), and those joined to it."""
+    for packet in cpu.kernel.coalesced.pop(skb, ()):
+        cpu.note("dropped", reason="QUEUE_PURGE", packet=packet)
+    await kfree_skb_reason(cpu, skb, "QUEUE_PURGE")
+
+
+@function()
+async def alloc_skb(cpu: Cpu, size: int, headroom: int) -> int:
+    """An empty skb with room for ``headroom`` bytes of headers of ``size`` in all; 0 when there is no memory."""
+    skb = await kmem_cache_alloc(cpu, cpu.kernel.skb_cache)
+    if not skb:
+        return 0
+    page = await alloc_page(cpu)
+    if not page:
+        await kmem_cache_free(cpu, cpu.kernel.skb_cache, skb)
+        return 0
+    truesize = size + SHARED_INFO_BYTES + SK_BUFF.size
+    end = PAGE_SIZE - SHARED_INFO_BYTES
+    packed = SK_BUFF.pack(head=page, data=page + headroom, truesize=truesize, page=page, end=end)
+    cpu.store(skb, packed, SK_BUFF.size)
+    cpu.store(page + end, bytes(32), 32)
+    return skb
+
+
+@function()
+async def skb_clone(cpu: Cpu, skb: int) -> int:
+    """Another skb around the same bytes, which stay until both are freed; 0 when there is no memory."""
+    clone = await kmem_cache_alloc(cpu, cpu.kernel.skb_cache)
+    if not clone:
+        return 0
+    first = await cpu.load(skb, 2 * LINE)
+    cpu.store(clone, bytes(16) + first[16:], 2 * LINE)
+    await atomic_add(cpu, 1, cpu.kernel.pages.refcount(SK_BUFF.page.of(first)))
+    return clone

@@ -1,5 +1,7 @@
 """Sockets: what the protocol fills and the program empties, and how a sleeping reader is woken."""
 
+from collections.abc import Awaitable, Callable
+
 from sw.core import LINE, function
 from sw.linux.atomic import smp_mb
 from sw.linux.cpu import Cpu
@@ -15,7 +17,7 @@ from sw.linux.sched import (
 from sw.linux.spinlock import SPINLOCK_BYTES, spin_lock_irqsave, spin_unlock_irqrestore
 from sw.structs import Struct
 
-__all__ = ["SOCK", "SOCK_RCVBUF", "skb_wait_for_more_packets", "sock_def_readable"]
+__all__ = ["SOCK", "SOCK_RCVBUF", "sk_wait_event", "skb_wait_for_more_packets", "sock_def_readable"]
 
 #: Receive buffer of a socket in bytes of ``truesize``, ``net.core.rmem_default``.
 SOCK_RCVBUF = 212_992
@@ -45,7 +47,16 @@ _WAIT_QUEUE_ENTRY = Struct(entry=16, task=8)
 
 @function()
 async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
-    """Sleep unless a datagram has come: first enter the wait queue, then look again, then schedule."""
+    """Sleep unless a datagram has come."""
+
+    async def arrived() -> bool:
+        return not await list_empty(cpu, sock + SOCK.receive_queue.offset)
+
+    await sk_wait_event(cpu, sock, arrived)
+
+
+async def sk_wait_event(cpu: Cpu, sock: int, happened: Callable[[], Awaitable[bool]]) -> None:
+    """Sleep unless something has happened: first enter the wait queue, then look again, then schedule."""
     task = cpu.task
     task.stack_pointer -= _WAIT_QUEUE_ENTRY.size
     entry = task.stack_pointer
@@ -55,7 +66,7 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
     await list_add_tail(cpu, entry, sock + SOCK.wait_queue.offset)
     await set_current_state(cpu, TASK_INTERRUPTIBLE)
     spin_unlock_irqrestore(cpu, lock, enabled)
-    if await list_empty(cpu, sock + SOCK.receive_queue.offset):
+    if not await happened():
         await schedule(cpu)
     __set_current_state(cpu, TASK_RUNNING)
     if not await list_empty(cpu, entry):

@@ -6,12 +6,13 @@ from types import MappingProxyType
 from sw.paths.dpdk import DpdkPath
 from sw.paths.napi import NapiPath
 from sw.paths.path import Path, PathError
+from sw.paths.tcp import TcpPath
 from sw.paths.xdp import XdpPath
 
 __all__ = ["PATHS", "Path", "PathError", "path_named"]
 
 #: By name, in the order in which results are shown.
-PATHS: Mapping[str, type[Path]] = MappingProxyType({path.name: path for path in (NapiPath, XdpPath, DpdkPath)})
+PATHS: Mapping[str, type[Path]] = MappingProxyType({path.name: path for path in (NapiPath, TcpPath, XdpPath, DpdkPath)})
 
 
 def path_named(name: str, application: str | None = None) -> type[Path]:
