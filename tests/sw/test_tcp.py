@@ -106,3 +106,25 @@ def test_a_stream_arrives_and_the_connection_closes():
     assert fates.count("delivered") == -(-len(data) // 1460)
     assert set(fates) == {"delivered", "consumed"}
     assert bench.sock(TCP_SOCK.state) == TcpState.CLOSE
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_arrives_over_a_bad_network(seed):
+    data = stream(60_000, seed)
+    bad = Impairment(delay_ns=100 * US, loss=0.04, duplicate=0.1, reorder=0.1, reorder_ns=400 * US)
+    bench = Bench(cut(data, 1000), seed=seed, peer={"to_host": bad, "from_host": bad}).run()
+    assert [(s["length"], s["crc32"], s["error"]) for s in bench.streams()] == [(len(data), zlib.crc32(data), 0)]
+    assert bench.peer.to_host.lost and bench.peer.to_host.duplicated and bench.peer.to_host.delayed
+    assert {"TCP_OLD_DATA", "TCP_OLD_SEQUENCE", "TCP_OFOMERGE"} & set(bench.fates.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_echo_over_a_bad_network(seed):
+    """The host sends, too, and loses, too."""
+    data = stream(60_000, seed)
+    bad = Impairment(delay_ns=100 * US, loss=0.04, duplicate=0.1, reorder=0.1, reorder_ns=400 * US)
+    bench = Bench(cut(data, 1000), "echo", seed=seed, peer={"to_host": bad, "from_host": bad}).run()
+    assert bench.peer.received == data
+    assert bench.streams()[0]["error"] == 0
+    assert bench.peer.from_host.lost
+    assert bench.count("retransmitted") > 0
