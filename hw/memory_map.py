@@ -14,6 +14,7 @@ BAR3_BASE = 0xF010_0000
 BAR3_BYTES = 0x4000
 
 #: Writes here are interrupt messages: bits 19:12 name the core, data bits 7:0 the vector
-#: (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, section 11.11).
+#: (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, section 11.11). The card's are its MSI-X
+#: messages; a core's stand for writes of the interrupt command register of its local APIC.
 MSI_BASE = 0xFEE0_0000
 MSI_BYTES = 0x10_0000

@@ -90,7 +90,20 @@ software_options = [
         help="Let a program compute whenever there is nothing to receive.",
     ),
     click.option("--idle", type=click.Choice(IDLE), default="poll", show_default=True, help="How an idle core sleeps."),
+    click.option(
+        "--app-core", type=int, default=None, metavar="N", help="Core of the receiving programs.  [default: 0]"
+    ),
+    click.option(
+        "--napi-thread", type=int, default=None, metavar="N", help="A thread on this core polls (threaded NAPI)."
+    ),
+    click.option("--busy-poll", type=float, default=None, metavar="US", help="How long a read polls.  [default: 50]"),
+    click.option("--itr", type=float, default=None, metavar="US", help="Least time between two interrupts."),
 ]
+
+
+def given_options(**values):
+    """Options of the software that were given."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @cli.command()
@@ -115,6 +128,10 @@ def run(
     mitigations,
     background,
     idle,
+    app_core,
+    napi_thread,
+    busy_poll,
+    itr,
     machine,
     settings,
     engine,
@@ -137,7 +154,9 @@ def run(
         engine=engine,
         seed=seed,
         waves=waves,
-        options={} if ring is None else {"ring_size": ring},
+        options=given_options(
+            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+        ),
         mitigations=mitigations_of(mitigations),
         background=background,
         idle=idle,
@@ -175,6 +194,10 @@ def compare(
     mitigations,
     background,
     idle,
+    app_core,
+    napi_thread,
+    busy_poll,
+    itr,
     machine,
     settings,
     engine,
@@ -197,7 +220,9 @@ def compare(
         traffics=compared_traffics(traffic, speed, size, rate, count, seed),
         engine=engine,
         seed=seed,
-        options={} if ring is None else {"ring_size": ring},
+        options=given_options(
+            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+        ),
         mitigations=mitigations_of(mitigations),
         background=background,
         idle=idle,

@@ -76,6 +76,7 @@ class Experiment:
             "mitigations": list(self.mitigations),
             "background": self.background,
             "idle": self.idle,
+            "options": dict(self.options),
         }
         self._write(result, fates, observation)
         return result

@@ -81,6 +81,7 @@ class Software:
                         ticks_per_ns=machine.ticks_per_second / 1e9,
                     ),
                     "application": self.application,
+                    **path.defaults,
                     **small,
                     **self.options,
                 }

@@ -20,6 +20,9 @@ class Options:
         addresses: the host's IPv4 addresses, 4 bytes each in network order.
         application: what receives, one of ``Path.applications``; None: the path's first.
         ports: UDP ports that a program listens on.
+        app_core: core that the receiving programs run on, as taskset would have it; the boot core takes the interrupt.
+        napi_thread: core of the thread that polls instead of the softirq (threaded NAPI); None: there is none.
+        busy_poll_us: microseconds that a program that reads polls the card before it sleeps, on the path busypoll.
         compute: cores that run a computing program of the lowest rank.
         ring_size: receive descriptors.
         itr_us: least time between two interrupts in microseconds, 0 for no moderation.
@@ -32,6 +35,8 @@ class Options:
         read: the receiving programs read what they get.
         batch: packets of a burst, where a program polls.
         bpf_jit: eBPF programs are translated to machine code, as ``net.core.bpf_jit_enable`` says; else interpreted.
+        xdp_mode: of an AF_XDP socket: "zero-copy" (the card writes into its memory) or "copy".
+        wakeup: how a program with such a socket waits: "spin", or "poll" for poll(2).
         cpuidle: how deep idle cores sleep.
     """
 
@@ -39,6 +44,9 @@ class Options:
     addresses: tuple[bytes, ...]
     application: str | None = None
     ports: tuple[int, ...] = (9,)
+    app_core: int = 0
+    napi_thread: int | None = None
+    busy_poll_us: float = 50.0
     compute: tuple[int, ...] = ()
     ring_size: int = 512
     itr_us: float = 10.0
@@ -51,4 +59,6 @@ class Options:
     read: bool = True
     batch: int = 32
     bpf_jit: bool = True
+    xdp_mode: str = "zero-copy"
+    wakeup: str = "spin"
     cpuidle: Cpuidle = field(default_factory=Cpuidle)

@@ -10,7 +10,7 @@ from sw.linux.kernel import Kernel
 from sw.linux.sched import PRIORITY_BATCH, cpu_idle
 from sw.options import Options
 from sw.paths import path_named
-from sw.paths.path import BOOT_CORE
+from sw.paths.path import BOOT_CORE, core_of
 from sw.port import CorePort, WakeKind
 
 __all__ = ["System"]
@@ -73,11 +73,10 @@ class System:
         self.computes: list[Compute] = []
         self._tasks = list(self.path.tasks)
         for index in options.compute:
-            if not 0 <= index < cores:
-                raise ValueError(f"there is no core {index} to compute on; cores: 0 to {cores - 1}")
+            cpu = core_of(kernel, index, "compute")
             program = Compute(f"compute/{index}", kernel.allocate_user(_COMPUTE_LINES * LINE), _COMPUTE_LINES)
             self.computes.append(program)
-            self._tasks.append(kernel.new_task(program.name, kernel.cpus[index], PRIORITY_BATCH, program.main))
+            self._tasks.append(kernel.new_task(program.name, cpu, PRIORITY_BATCH, program.main))
         self.dispatcher = Dispatcher(port, kernel.cpus, self.record)
         self._starting = self.path.starting + 1  # the kernel itself: "up"
         self.ready = False  #: the card is up and every program is: traffic may start

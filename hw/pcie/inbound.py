@@ -9,9 +9,9 @@ from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES, PHYSICAL_
 from hw.bus.tlp import TlpStatus, TlpStream, TlpType
 from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
-from hw.memory_map import DRAM_BASE, MSI_BASE, MSI_BYTES
+from hw.memory_map import DRAM_BASE
 
-from .messages import CORE_WIDTH, WRITE_COUNT_WIDTH, HostMessage, ReadRequest
+from .messages import CORE_WIDTH, WRITE_COUNT_WIDTH, HostMessage, ReadRequest, interrupt_core, is_interrupt
 
 __all__ = ["Inbound"]
 
@@ -84,26 +84,20 @@ class Inbound(wiring.Component):
 
         # Where it goes
         end = Signal(PHYSICAL_ADDRESS_WIDTH + 1)
-        in_memory, is_interrupt, is_expected = Signal(), Signal(), Signal()
+        in_memory, interrupts, is_expected = Signal(), Signal(), Signal()
         with m.If(self.input.valid):
             m.d.comb += [
                 end.eq(header.address + header.length),
                 in_memory.eq((header.length != 0) & (header.address >= DRAM_BASE) & (end <= self.dram_end)),
-                is_interrupt.eq(
-                    (header.address >= MSI_BASE)
-                    & (header.address < MSI_BASE + MSI_BYTES)
-                    & (header.address % 4 == 0)
-                    & (header.length == 4)
-                    & (self._interrupt_core(header) < self.cores)
-                ),
+                interrupts.eq(is_interrupt(header.address, header.length, self.cores)),
                 is_expected.eq(((self.reading >> header.tag) & 1) & beat.first),
             ]
             with m.Switch(header.kind):
                 with m.Case(TlpType.MEMORY_WRITE):
                     m.d.comb += [
                         self.write.valid.eq(in_memory),
-                        self.message.valid.eq(is_interrupt),
-                        self.input.ready.eq(Mux(in_memory, self.write.ready, self.message.ready | ~is_interrupt)),
+                        self.message.valid.eq(interrupts),
+                        self.input.ready.eq(Mux(in_memory, self.write.ready, self.message.ready | ~interrupts)),
                     ]
                 with m.Case(TlpType.MEMORY_READ):
                     m.d.comb += [self.read.valid.eq(1), self.input.ready.eq(self.read.ready)]
@@ -116,13 +110,8 @@ class Inbound(wiring.Component):
         self._write(m, transfer, end)
         self._read(m, in_memory)
         self._message(m)
-        self._observe(m, transfer, in_memory, is_interrupt, is_expected)
+        self._observe(m, transfer, in_memory, interrupts, is_expected)
         return m
-
-    @staticmethod
-    def _interrupt_core(header):
-        """Bits 19:12 of the address of an interrupt message."""
-        return (header.address >> 12) % 256
 
     def _write(self, m: Module, transfer: Signal, end: Signal) -> None:
         beat, request = self.input.payload, self.write.payload
@@ -166,7 +155,7 @@ class Inbound(wiring.Component):
             with m.If(header.kind == TlpType.MEMORY_WRITE):
                 m.d.comb += [
                     message.interrupt.eq(1),
-                    message.core.eq(self._interrupt_core(header)),
+                    message.core.eq(interrupt_core(header.address)),
                     message.data.eq(words % 256),
                 ]
             with m.Else():
@@ -180,14 +169,14 @@ class Inbound(wiring.Component):
                     message.data.eq(Mux(wide, both, both % (1 << 32))),
                 ]
 
-    def _observe(self, m: Module, transfer, in_memory, is_interrupt, is_expected) -> None:
+    def _observe(self, m: Module, transfer, in_memory, interrupts, is_expected) -> None:
         beat = self.input.payload
         header = beat.header
         write = transfer & (header.kind == TlpType.MEMORY_WRITE)
         read = transfer & (header.kind == TlpType.MEMORY_READ)
         completion = transfer & (header.kind == TlpType.COMPLETION)
         last_write = write & beat.last
-        bad_write = last_write & ~in_memory & ~is_interrupt
+        bad_write = last_write & ~in_memory & ~interrupts
         bad_read = read & ~in_memory
         address, length, packet = header.address, header.length, header.packet
         self.dma_write.emit(m, last_write & in_memory, address=address, length=length, packet=packet)

@@ -4,8 +4,17 @@ from amaranth.lib import data
 
 from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tilelink import PHYSICAL_ADDRESS_WIDTH
+from hw.memory_map import MSI_BASE, MSI_BYTES
 
-__all__ = ["CORE_WIDTH", "WRITE_COUNT_WIDTH", "HostMessage", "ReadRequest"]
+__all__ = [
+    "CORE_WIDTH",
+    "WRITE_COUNT_WIDTH",
+    "HostMessage",
+    "InterruptMessage",
+    "ReadRequest",
+    "interrupt_core",
+    "is_interrupt",
+]
 
 #: Bits of a core's number, as in :class:`hw.bus.core.MmioRequest`.
 CORE_WIDTH = 4
@@ -32,3 +41,26 @@ class HostMessage(data.Struct):
     core: CORE_WIDTH
     data: 64  #: the vector, or the answer
     after: WRITE_COUNT_WIDTH  #: that many line writes came before it and must be visible first
+
+
+class InterruptMessage(data.Struct):
+    """An interrupt that one core sends to another, or to itself."""
+
+    core: CORE_WIDTH  #: whom it is for
+    vector: 8
+
+
+def interrupt_core(address):
+    """Whom an interrupt written to ``address`` is for: bits 19:12."""
+    return (address >> 12) % 256
+
+
+def is_interrupt(address, length, cores: int):
+    """Whether a write of ``length`` bytes is an interrupt for one of ``cores`` cores: one aligned 32-bit word."""
+    return (
+        (address >= MSI_BASE)
+        & (address < MSI_BASE + MSI_BYTES)
+        & (address % 4 == 0)
+        & (length == 4)
+        & (interrupt_core(address) < cores)
+    )

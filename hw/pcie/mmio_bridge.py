@@ -1,4 +1,4 @@
-"""Turns the cores' MMIO into packets for the card."""
+"""Turns the cores' MMIO into packets for the card, and into interrupts for cores."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -10,7 +10,7 @@ from hw.bus.tlp import TlpStream, TlpType
 from hw.lib.probe import Counter, Probe
 from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES
 
-from .messages import CORE_WIDTH
+from .messages import CORE_WIDTH, InterruptMessage, interrupt_core, is_interrupt
 from .round_robin import round_robin
 
 __all__ = ["MmioAnswer", "MmioBridge"]
@@ -27,15 +27,18 @@ class MmioBridge(wiring.Component):
     """MMIO of ``cores`` cores, in domain ``uncore``; the cores take turns.
 
     An access of 4 or 8 bytes that lies within BAR0 or BAR3, aligned to 4 bytes and within one line, becomes a
-    packet: a MEMORY_WRITE, or a MEMORY_READ whose tag is the core's number. A core's requests are taken in
-    order, and none while its read is unanswered. Anything else belongs to nobody: reads give all ones at once,
-    writes are dropped.
+    packet: a MEMORY_WRITE, or a MEMORY_READ whose tag is the core's number. A write of one aligned 32-bit word to the
+    interrupt window, for a core that exists, is an interrupt for that core: what an x86 core sends by writing the
+    interrupt command register of its local APIC, with fixed delivery and physical destination (Intel SDM, volume 3,
+    section 11.6.1). A core's requests are taken in order, and none while its read is unanswered. Anything else belongs
+    to nobody: reads give all ones at once, writes are dropped.
 
-    Latency: a request accepted at edge t is offered as a packet, or answered with all ones, at t + 1.
+    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered with all ones, at t + 1.
 
     Ports:
         mmio: one per core.
         packet: to the link.
+        interrupt: from one core to another.
         answer: to the core that reads, in the cycle in which it is offered.
         reading: per core, a packet has been sent and its completion has not come.
         wide: per core, its read is of 8 bytes.
@@ -54,11 +57,13 @@ class MmioBridge(wiring.Component):
         self.response = Probe("uncore", "an MMIO read was answered", core=CORE_WIDTH, data=64)
         self.reads = Counter("uncore", "MMIO reads sent to the card")
         self.writes = Counter("uncore", "MMIO writes sent to the card")
+        self.interrupts = Counter("uncore", "interrupts that cores sent to each other")
         self.unclaimed = Counter("uncore", "MMIO accesses that belong to no device")
         super().__init__(
             {
                 "mmio": In(MmioPort()).array(cores),
                 "packet": Out(TlpStream),
+                "interrupt": Out(stream.Signature(InterruptMessage)),
                 "answer": In(stream.Signature(MmioAnswer)),
                 "reading": Out(cores),
                 "wide": Out(cores),
@@ -75,12 +80,14 @@ class MmioBridge(wiring.Component):
         nobody = Signal(self.cores)  # the read is to be answered with all ones
         accept = self._request(m, busy, nobody)
         responded = self._respond(m, busy, nobody)
-        m.d.comb += self.active.eq(accept | responded | self.completed | (self.packet.valid & self.packet.ready))
+        sent = (self.packet.valid & self.packet.ready) | (self.interrupt.valid & self.interrupt.ready)
+        m.d.comb += self.active.eq(accept | responded | self.completed | sent)
         return m
 
     def _request(self, m: Module, busy: Signal, nobody: Signal) -> Signal:
-        """Take a request when the packet before it has gone; returns whether one is taken."""
-        offered = Signal()
+        """Take a request when what the one before it became has gone; returns whether one is taken."""
+        offered, gone = Signal(), Signal()
+        to_core = Signal()  # what is offered is an interrupt
         held = Signal(MmioRequest)
         last = Signal(range(max(2, self.cores)))
         wanting = Signal(self.cores)
@@ -88,10 +95,13 @@ class MmioBridge(wiring.Component):
         for core, port in enumerate(self.mmio):
             m.d.comb += wanting[core].eq(port.request.valid & ~busy[core])
         choice = round_robin(m, wanting, last)
-        m.d.comb += accept.eq(wanting.any() & (~offered | self.packet.ready))
+        m.d.comb += [
+            gone.eq(Mux(to_core, self.interrupt.ready, self.packet.ready)),
+            accept.eq(wanting.any() & (~offered | gone)),
+        ]
 
         request = Signal(MmioRequest)
-        claimed = Signal()
+        claimed, interrupts = Signal(), Signal()
         with m.If(accept):
             for core, port in enumerate(self.mmio):
                 with m.If(choice == core):
@@ -103,7 +113,10 @@ class MmioBridge(wiring.Component):
             ).any()
             whole_words = ((request.size == 4) | (request.size == 8)) & (request.address % 4 == 0)
             one_line = request.address % LINE_BYTES + request.size <= LINE_BYTES
-            m.d.comb += claimed.eq(in_bar & whole_words & one_line)
+            m.d.comb += [
+                claimed.eq(in_bar & whole_words & one_line),
+                interrupts.eq(request.write & is_interrupt(request.address, request.size, self.cores)),
+            ]
             m.d.uncore += [last.eq(choice), self.wide.bit_select(choice, 1).eq(request.size == 8)]
             with m.If(~request.write):
                 m.d.uncore += [
@@ -111,9 +124,9 @@ class MmioBridge(wiring.Component):
                     self.reading.bit_select(choice, 1).eq(claimed),
                     nobody.bit_select(choice, 1).eq(~claimed),
                 ]
-        with m.If(accept & claimed):
-            m.d.uncore += [held.eq(request), held.core.eq(choice), offered.eq(1)]
-        with m.Elif(self.packet.ready):
+        with m.If(accept & (claimed | interrupts)):
+            m.d.uncore += [held.eq(request), held.core.eq(choice), offered.eq(1), to_core.eq(interrupts)]
+        with m.Elif(gone):
             m.d.uncore += offered.eq(0)
 
         # Packet. Data go to their byte lanes by repetition: lane i gets byte (i - address) modulo 8.
@@ -121,7 +134,7 @@ class MmioBridge(wiring.Component):
         low, high = held.data.word_select(0, 32), held.data.word_select(1, 32)
         lanes = Mux((held.address // 4) % 2, Cat(high, low), held.data)
         m.d.comb += [
-            self.packet.valid.eq(offered),
+            self.packet.valid.eq(offered & ~to_core),
             self.packet.payload.first.eq(1),
             self.packet.payload.last.eq(1),
             self.packet.payload.data.eq(lanes.replicate(LINE_BYTES // 8)),
@@ -130,11 +143,18 @@ class MmioBridge(wiring.Component):
             header.length.eq(held.size),
             header.tag.eq(held.core),
         ]
+        # Interrupt
+        m.d.comb += [
+            self.interrupt.valid.eq(offered & to_core),
+            self.interrupt.payload.core.eq(interrupt_core(held.address)),
+            self.interrupt.payload.vector.eq(held.data % 256),
+        ]
 
         self.request.emit(m, accept, core=choice, write=request.write, address=request.address, data=request.data)
         self.reads.increment(m, accept & claimed & ~request.write)
         self.writes.increment(m, accept & claimed & request.write)
-        self.unclaimed.increment(m, accept & ~claimed)
+        self.interrupts.increment(m, accept & interrupts)
+        self.unclaimed.increment(m, accept & ~(claimed | interrupts))
         return accept
 
     def _respond(self, m: Module, busy: Signal, nobody: Signal) -> Signal:

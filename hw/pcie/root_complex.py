@@ -35,6 +35,8 @@ class RootComplex(wiring.Component):
     **Interrupts and answers to MMIO reads** reach a core in the order in which they came, each after every
     device write that came before it is visible; one accepted at edge t with nothing to wait for is offered at
     t + 1.
+    **Interrupts of one core for another**, MMIO writes to the interrupt window, wait for nothing and go when no
+    device's interrupt does; one accepted at edge t is offered at t + 1.
     **MMIO**, see :class:`~hw.pcie.mmio_bridge.MmioBridge`, goes ahead of completions, so that a completion never
     passes an earlier MMIO write. What nobody claims is answered as :class:`~hw.pcie.inbound.Inbound` says.
 
@@ -152,16 +154,36 @@ class RootComplex(wiring.Component):
         ]
         with m.If(~message.interrupt):
             m.d.comb += waiting.ready.eq(visible & answer.ready)
+        # An interrupt of a core goes when no device's does; one that has been offered stays.
+        sent, of_core = self.mmio_bridge.interrupt, Signal()
+        committed, stays = Signal(), Signal()
+        m.d.comb += [
+            of_core.eq(sent.valid & (committed | ~(visible & message.interrupt))),
+            stays.eq(of_core & ~sent.ready),
+        ]
+        m.d.uncore += committed.eq(stays)
         for index, interrupt in enumerate(self.interrupt):
-            mine = visible & message.interrupt & (message.core == index)
-            m.d.comb += [interrupt.valid.eq(mine), interrupt.payload.vector.eq(message.data)]
-            with m.If(mine):
+            of_device = visible & message.interrupt & (message.core == index) & ~of_core
+            mine = of_core & (sent.payload.core == index)
+            m.d.comb += [
+                interrupt.valid.eq(of_device | mine),
+                interrupt.payload.vector.eq(Mux(of_core, sent.payload.vector, message.data)),
+            ]
+            with m.If(of_device):
                 m.d.comb += waiting.ready.eq(interrupt.ready)
+            with m.If(mine):
+                m.d.comb += sent.ready.eq(interrupt.ready)
         gone = Signal()
         m.d.comb += gone.eq(waiting.valid & waiting.ready)
-        self.interrupt_sent.emit(m, gone & message.interrupt, core=message.core, vector=message.data)
-        self.interrupts.increment(m, gone & message.interrupt)
-        return gone
+        delivered = (gone & message.interrupt) | (sent.valid & sent.ready)
+        self.interrupt_sent.emit(
+            m,
+            delivered,
+            core=Mux(of_core, sent.payload.core, message.core),
+            vector=Mux(of_core, sent.payload.vector, message.data),
+        )
+        self.interrupts.increment(m, delivered)
+        return gone | (committed != stays)
 
     def _link(self, m: Module) -> Signal:
         """Share the link between MMIO and completions; returns what changes at the next edge."""

@@ -21,18 +21,24 @@ class Stage(enum.StrEnum):
 #: By module, the longest prefix counts.
 _MODULES = {
     "sw.linux": Stage.PROTOCOL,
+    "sw.linux.busy_poll": Stage.SWITCHING,
     "sw.linux.irq": Stage.SWITCHING,
     "sw.linux.napi": Stage.SWITCHING,
+    "sw.linux.napi_threaded": Stage.SWITCHING,
     "sw.linux.ptrace": Stage.SWITCHING,
     "sw.linux.sched": Stage.SWITCHING,
+    "sw.linux.smp": Stage.SWITCHING,
     "sw.linux.softirq": Stage.SWITCHING,
     "sw.linux.syscall": Stage.CROSSING,
     "sw.linux.tcp_syscall": Stage.CROSSING,
     "sw.linux.timer": Stage.SWITCHING,
+    "sw.linux.select": Stage.CROSSING,
     "sw.linux.uaccess": Stage.COPY,
+    "sw.linux.xdp.syscall": Stage.CROSSING,
     "sw.ixgbe": Stage.DRIVER,
     "sw.dpdk": Stage.DRIVER,
     "sw.bpf": Stage.APPLICATION,
+    "sw.libxdp": Stage.APPLICATION,
     "sw.apps": Stage.APPLICATION,
     "sw.apps.compute": Stage.WAITING,
     "sw.system": Stage.WAITING,
@@ -40,9 +46,14 @@ _MODULES = {
 
 #: Functions that are not what their module is.
 _FUNCTIONS = {
+    "busy_poll_wait": Stage.WAITING,
     "cpu_idle": Stage.WAITING,
     "default_idle": Stage.WAITING,
     "rx_burst_wait": Stage.WAITING,
+    "sched_yield": Stage.WAITING,
+    "skb_store_bits": Stage.COPY,
+    "xsk_copy_xdp": Stage.COPY,
+    "xsk_ring_wait": Stage.WAITING,
 }
 
 

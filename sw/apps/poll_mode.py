@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Sequence
 
+from sw.apps.reply import exchange_addresses
 from sw.core import LINE, function
 from sw.dpdk.ethdev import EthDev, free, rte_eth_dev_start, rte_eth_rx_burst, rte_eth_tx_burst
 from sw.dpdk.ixgbe_rx import rx_burst_wait
@@ -16,10 +17,6 @@ MAX_PKT_BURST = 32
 
 #: How long an empty ring is watched before the program looks whether it should end, in cycles.
 _PATIENCE = 100_000
-
-_ETHER_BYTES, _IPV4_BYTES = 14, 20
-_ETHERTYPE_IPV4 = b"\x08\x00"
-_IPPROTO_UDP = 17
 
 
 class PollModeProgram(abc.ABC):
@@ -133,16 +130,7 @@ async def reply_to_udp(cpu: Cpu, mbuf: int) -> bool:
     """
     descriptor = await cpu.load(mbuf, LINE)
     data = RTE_MBUF.buf_addr.of(descriptor) + RTE_MBUF.data_off.of(descriptor)
-    length = RTE_MBUF.data_len.of(descriptor)
-    header = await cpu.load_bytes(data, min(length, _ETHER_BYTES + _IPV4_BYTES + 8))
-    ip = header[_ETHER_BYTES:]
-    if header[12:14] != _ETHERTYPE_IPV4 or len(ip) < _IPV4_BYTES + 8 or ip[0] != 0x45 or ip[9] != _IPPROTO_UDP:
-        return False
-    udp = ip[_IPV4_BYTES:]
-    cpu.store(data, header[6:12] + header[:6], 12)
-    cpu.store(data + _ETHER_BYTES + 12, ip[16:20] + ip[12:16], 8)
-    cpu.store(data + _ETHER_BYTES + _IPV4_BYTES, udp[2:4] + udp[:2], 4)
-    return True
+    return await exchange_addresses(cpu, data, RTE_MBUF.data_len.of(descriptor))
 
 
 async def _send(cpu: Cpu, dev: EthDev, mbufs: Sequence[int]) -> None:

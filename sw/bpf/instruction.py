@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sw.bpf.errors import BpfError
 
 __all__ = [
+    "ALU_TEXT",
     "FRAME_POINTER",
     "LD_IMM64",
     "MAX_CALL_FRAMES",
@@ -291,7 +292,8 @@ def encode(instructions: Iterable[Instruction]) -> bytes:
 
 # ---- Text, in the syntax of the kernel's kernel/bpf/disasm.c (what the verifier's log shows)
 
-_ALU_TEXT = {
+#: By operation, the operator of the assignment.
+ALU_TEXT = {
     AluOperation.ADD: "+=",
     AluOperation.SUB: "-=",
     AluOperation.MUL: "*=",
@@ -364,10 +366,10 @@ def _alu_text(instruction: Instruction) -> str:
         return f"r{destination} = {order}{immediate} r{destination}"
     if operation == AluOperation.NEG:
         return f"{letter}{destination} = -{letter}{destination}"
-    if operation not in _ALU_TEXT:
+    if operation not in ALU_TEXT:
         return f"BUG_alu_{opcode:02x}"
     symbol = _SIGNED_TEXT.get(AluOperation(operation)) if offset == 1 else None
-    symbol = symbol or _ALU_TEXT[AluOperation(operation)]
+    symbol = symbol or ALU_TEXT[AluOperation(operation)]
     if not instruction.from_register:
         return f"{letter}{destination} {symbol} {immediate}"
     extension = f"(s{offset})" if operation == AluOperation.MOV and offset else ""

@@ -50,7 +50,7 @@ class LoadedProgram:
         self.ready = ready
         self.address = address
         self.runner = runner
-        self._runtime = runtime
+        self.runtime = runtime
 
     @property
     def is_jited(self) -> bool:
@@ -63,7 +63,7 @@ class LoadedProgram:
         Arguments:
             context: address of the ``struct xdp_buff`` (``sw.bpf.context.XDP_BUFF``), which lies in one line.
         """
-        return await self.runner.run(core, context, self._runtime.stack(core)) & MASK32
+        return await self.runner.run(core, context, self.runtime.stack(core)) & MASK32
 
 
 class Bpf:

@@ -6,8 +6,8 @@ from hw.nic.descriptors import DESCRIPTOR_BYTES, TX_WRITE_BACK
 from hw.nic.registers import REG
 from sw.core import LINE, function
 from sw.dpdk.ixgbe_rx import check_ring
-from sw.dpdk.mbuf import RTE_MBUF, rte_pktmbuf_free_bulk
-from sw.dpdk.mempool import Mempool
+from sw.dpdk.mbuf import RTE_MBUF, rte_pktmbuf_prefree_seg
+from sw.dpdk.mempool import Mempool, rte_mempool_put_bulk
 from sw.ixgbe.hw import IxgbeHw, tx_data
 from sw.linux.cpu import Cpu
 from sw.structs import Struct
@@ -104,6 +104,9 @@ async def ixgbe_tx_free_bufs(cpu: Cpu, queue: IxgbeTxQueue, pool: Mempool) -> in
     first = queue.sw_ring + (next_dd - (RS_THRESH - 1)) * _POINTER
     pointers = await cpu.load_bytes(first, RS_THRESH * _POINTER)
     mbufs = [int.from_bytes(pointers[i : i + _POINTER], "little") for i in range(0, len(pointers), _POINTER)]
-    await rte_pktmbuf_free_bulk(cpu, pool, mbufs)
+    cpu.execute("rte_pktmbuf_prefree_seg", len(mbufs))
+    for mbuf in mbufs:
+        rte_pktmbuf_prefree_seg(cpu, mbuf)
+    await rte_mempool_put_bulk(cpu, pool, mbufs)
     cpu.put(queue.state, TX_QUEUE.tx_next_dd, (next_dd + RS_THRESH) % queue.count)
     return RS_THRESH

@@ -18,8 +18,10 @@ __all__ = [
     "ixgbe_reset_hw",
     "ixgbe_rx_enable",
     "ixgbe_rx_queue_start",
+    "ixgbe_rx_queue_stop",
     "ixgbe_rx_unit_configure",
     "ixgbe_tx_queue_start",
+    "ixgbe_tx_queue_stop",
     "ixgbe_wait_link",
     "tx_data",
 ]
@@ -123,6 +125,13 @@ async def ixgbe_rx_queue_start(
 
 
 @function()
+async def ixgbe_rx_queue_stop(cpu: Cpu, hw: IxgbeHw, queue: int) -> None:
+    """Take a ring from the card, and wait until it has no use for it any more (section 4.6.7.1.2)."""
+    hw.write(cpu, REG.RXDCTL, await hw.read(cpu, REG.RXDCTL, queue) & ~REG.RXDCTL.ENABLE.mask, queue)
+    await hw.wait_for(cpu, REG.RXDCTL, REG.RXDCTL.ENABLE.mask, 0, queue)
+
+
+@function()
 async def ixgbe_rx_enable(cpu: Cpu, hw: IxgbeHw) -> None:
     """Say that a driver is there, and let frames in."""
     hw.write(cpu, REG.CTRL_EXT, await hw.read(cpu, REG.CTRL_EXT) | REG.CTRL_EXT.DRV_LOAD.mask)
@@ -149,6 +158,13 @@ async def ixgbe_tx_queue_start(cpu: Cpu, hw: IxgbeHw, queue: int, descriptors: i
     enable = REG.TXDCTL.ENABLE.mask
     hw.write(cpu, REG.TXDCTL, enable, queue)
     await hw.wait_for(cpu, REG.TXDCTL, enable, enable, queue)
+
+
+@function()
+async def ixgbe_tx_queue_stop(cpu: Cpu, hw: IxgbeHw, queue: int) -> None:
+    """Take a transmit ring from the card, and wait until it has no use for it any more (section 4.6.8)."""
+    hw.write(cpu, REG.TXDCTL, await hw.read(cpu, REG.TXDCTL, queue) & ~REG.TXDCTL.ENABLE.mask, queue)
+    await hw.wait_for(cpu, REG.TXDCTL, REG.TXDCTL.ENABLE.mask, 0, queue)
 
 
 def tx_data(address: int, length: int, *, report: bool = True) -> bytes:

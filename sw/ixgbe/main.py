@@ -1,5 +1,6 @@
 """Bringing the card up and its interrupt."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from hw.memory_map import MSI_BASE
@@ -15,9 +16,10 @@ from sw.ixgbe.hw import (
     ixgbe_wait_link,
 )
 from sw.ixgbe.ring import IXGBE_RX_BUFSZ, IxgbeRing
-from sw.ixgbe.rx import ixgbe_alloc_rx_buffers, ixgbe_clean_rx_irq, ixgbe_init_rx_ring
+from sw.ixgbe.rx import ixgbe_alloc_rx_buffers, ixgbe_clean_rx_irq, ixgbe_init_rx_ring, ixgbe_next_status
 from sw.ixgbe.tx import IxgbeTxRing, ixgbe_clean_tx_irq, ixgbe_init_tx_ring
 from sw.ixgbe.xdp import IxgbeXdp
+from sw.ixgbe.xsk import ixgbe_clean_rx_irq_zc, ixgbe_clean_xdp_tx_irq
 from sw.linux.cpu import Cpu
 from sw.linux.irq import FIRST_EXTERNAL_VECTOR
 from sw.linux.kernel import Kernel
@@ -44,6 +46,7 @@ class IxgbeAdapter:
         itr_us: least time between two interrupts, in microseconds; 0: no moderation.
         promiscuous: accept frames for others too.
         core: who takes the interrupt.
+        polled: the interrupt schedules NAPI and stays masked meanwhile; else its handler does all there is to do.
 
     Raises:
         ValueError: for a ring or an interval that the card cannot do.
@@ -57,6 +60,7 @@ class IxgbeAdapter:
     core: int
     hw: IxgbeHw = field(default_factory=IxgbeHw)
     tx_rings: list[IxgbeTxRing] = field(default_factory=list)
+    polled: bool = True
 
     @classmethod
     def make(
@@ -73,9 +77,18 @@ class IxgbeAdapter:
         async def poll(napi: Napi, cpu: Cpu, budget: int) -> int:
             return await ixgbe_poll(cpu, adapter, napi, budget)
 
-        napi = Napi(kernel.memblock.allocate(NAPI_STRUCT.size, LINE), poll)
+        async def watch(cpu: Cpu) -> int:
+            return await ixgbe_next_status(cpu, ring)
+
+        napi = Napi(kernel.memblock.allocate(NAPI_STRUCT.size, LINE), poll, watch)
         adapter = cls(kernel, ring, napi, itr_us, promiscuous, core)
         return adapter
+
+    def add_tx(self) -> IxgbeTxRing:
+        """Have the kernel send by the transmit queue of the pair."""
+        ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, QUEUE)
+        self.tx_rings.append(ring)
+        return ring
 
     def add_xdp(self) -> IxgbeXdp:
         """Let a program run on what is received; what it sends goes out by a queue of its own."""
@@ -126,7 +139,7 @@ def ixgbe_configure_msix(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     entry = adapter.hw.bar3 + msix_entry(VECTOR)
     for offset, value in enumerate((MSI_BASE | adapter.core << 12, 0, vector, 0)):
         cpu.mmio_write(entry + 4 * offset, value)
-    adapter.kernel.irq_handlers[vector] = _interrupt_handler(adapter.napi)
+    adapter.kernel.irq_handlers[vector] = _interrupt_handler(adapter)
     gpie = REG.GPIE
     adapter.hw.write(
         cpu,
@@ -135,7 +148,7 @@ def ixgbe_configure_msix(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     )
     causes = REG.EIMS.RTXQ.mask
     adapter.hw.write(cpu, REG.EIAC, causes)
-    adapter.hw.write(cpu, REG.EIAM, causes)
+    adapter.hw.write(cpu, REG.EIAM, causes if adapter.polled else 0)
     ivar = REG.IVAR
     vectors = ivar.RX_EVEN.put(VECTOR) | ivar.RX_EVEN_VALID.mask
     for ring in adapter.tx_rings:
@@ -167,9 +180,24 @@ async def ixgbe_msix_clean_rings(cpu: Cpu, napi: Napi) -> None:
     await napi_schedule(cpu, napi)
 
 
-def _interrupt_handler(napi: Napi):
+@function()
+async def ixgbe_intr(cpu: Cpu, adapter: IxgbeAdapter) -> None:
+    """All of the receive side in the handler, as drivers had it before NAPI.
+
+    The card has cleared the cause but not masked it, so what comes meanwhile interrupts again. A whole ring of packets
+    is the most that is done at once (such drivers had a ``max_interrupt_work``); if there may be more, or memory was
+    short, the card is told to interrupt once more.
+    """
+    if await ixgbe_clean_rx_irq(cpu, adapter.ring, adapter.hw, adapter.ring.count) >= adapter.ring.count:
+        adapter.hw.write(cpu, REG.EICS, 1 << VECTOR)
+
+
+def _interrupt_handler(adapter: IxgbeAdapter) -> Callable[[Cpu], Awaitable[None]]:
     async def handler(cpu: Cpu) -> None:
-        await ixgbe_msix_clean_rings(cpu, napi)
+        if adapter.polled:
+            await ixgbe_msix_clean_rings(cpu, adapter.napi)
+        else:
+            await ixgbe_intr(cpu, adapter)
 
     return handler
 
@@ -179,8 +207,12 @@ async def ixgbe_poll(cpu: Cpu, adapter: IxgbeAdapter, napi: Napi, budget: int) -
     """Clean the rings; when they are empty, end polling and unmask the interrupt. ``budget`` means there is more."""
     cleaned = True
     for ring in adapter.tx_rings:
-        cleaned &= await ixgbe_clean_tx_irq(cpu, ring, TX_WORK_LIMIT)
-    work = await ixgbe_clean_rx_irq(cpu, adapter.ring, adapter.hw, budget)
+        if ring.xsk_pool is not None:
+            cleaned &= await ixgbe_clean_xdp_tx_irq(cpu, adapter.hw, ring, TX_WORK_LIMIT)
+        else:
+            cleaned &= await ixgbe_clean_tx_irq(cpu, ring, TX_WORK_LIMIT)
+    clean_rx_irq = ixgbe_clean_rx_irq if adapter.ring.xsk_pool is None else ixgbe_clean_rx_irq_zc
+    work = await clean_rx_irq(cpu, adapter.ring, adapter.hw, budget)
     if work >= budget or not cleaned:
         return budget
     if await napi_complete_done(cpu, napi):

@@ -1,11 +1,14 @@
 """A receive ring and what the driver keeps beside it."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hw.nic.descriptors import DESCRIPTOR_BYTES
 from sw.core import LINE
+from sw.linux.cpu import Cpu
 from sw.linux.mm import MemBlock
+from sw.linux.net.dev import napi_gro_receive
 from sw.structs import Struct
 
 __all__ = ["IXGBE_RX_BUFFER", "IXGBE_RX_BUFFER_WRITE", "IXGBE_RX_BUFSZ", "IXGBE_SKB_PAD", "RX_RING", "IxgbeRing"]
@@ -45,6 +48,10 @@ class IxgbeRing:
     completed: int = field(default=0, init=False)  #: descriptors cleaned since the start, for observers
     in_frame: bool = field(default=False, init=False)  #: the next descriptor continues a frame
     xdp: Any = field(default=None, init=False)  #: the ``IxgbeXdp`` that runs on what is received, if any
+
+    napi_id: int = field(default=0, init=False)  #: what skbs are marked with, 0: with nothing (``skb_mark_napi_id``)
+    xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks are its buffers, if any
+    receive: Callable[[Cpu, int], Awaitable[None]] = field(default=napi_gro_receive, init=False)  #: takes each skb
 
     def __post_init__(self):
         least, most = 2 * IXGBE_RX_BUFFER_WRITE, 4096

@@ -16,11 +16,17 @@ from sw.ixgbe.xdp import XdpResult, ixgbe_run_xdp, ixgbe_xdp_ring_update_tail
 from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
 from sw.linux.mm import alloc_page, put_page
-from sw.linux.net.dev import napi_gro_receive
 from sw.linux.net.ethernet import ETH_HLEN, eth_type_trans
 from sw.linux.skb import SK_BUFF, IpSummed, napi_build_skb
+from sw.linux.xdp.xsk import xdp_do_flush_map
 
-__all__ = ["ixgbe_alloc_rx_buffers", "ixgbe_clean_rx_irq", "ixgbe_init_rx_ring"]
+__all__ = [
+    "ixgbe_alloc_rx_buffers",
+    "ixgbe_clean_rx_irq",
+    "ixgbe_clean_rx_ring",
+    "ixgbe_init_rx_ring",
+    "ixgbe_next_status",
+]
 
 #: References taken on a page at once, so that handing half of it up changes only the driver's own count.
 _PAGE_REFERENCES = 0xFFFF
@@ -82,6 +88,11 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, wanted:
     return given
 
 
+async def ixgbe_next_status(cpu: Cpu, ring: IxgbeRing) -> int:
+    """Address of the 8 bytes that are 0 until the card has completed the next descriptor."""
+    return ring.descriptors + await cpu.get(ring.state, RX_RING.next_to_clean) * DESCRIPTOR_BYTES + _UPPER
+
+
 @function()
 async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int) -> int:
     """Take up to ``budget`` packets from the ring to the network stack; returns how many.
@@ -116,7 +127,11 @@ async def ixgbe_clean_rx_irq(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, budget: int
         packets += upper >> _EOP_SHIFT & 1
         if skb:
             total_bytes += length
-            await napi_gro_receive(cpu, skb)
+            if ring.napi_id:
+                cpu.put(skb, SK_BUFF.napi_id, ring.napi_id)
+            await ring.receive(cpu, skb)
+    if ring.xdp is not None and ring.xdp.sockets is not None:
+        await xdp_do_flush_map(cpu, ring.xdp.sockets)
     if ring.xdp is not None and ring.xdp.ring.frames != sent_before:
         await ixgbe_xdp_ring_update_tail(cpu, hw, ring.xdp.ring)
     if packets:
@@ -150,9 +165,10 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
         if ring.xdp is not None:
             result, data, length = await ixgbe_run_xdp(cpu, ring.xdp, packet, page, start, data, length, IXGBE_RX_BUFSZ)
             if result is not XdpResult.PASS:
-                sent = result is XdpResult.TX
-                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, sent, loaded)
+                handed_on = result in (XdpResult.TX, XdpResult.REDIRECT)
+                await _put_rx_buffer(cpu, ring, buffer, page, page_offset, bias, handed_on, loaded)
                 return 0
+        cpu.execute("ixgbe_build_skb")
         skb = await napi_build_skb(cpu, page, start, IXGBE_RX_BUFSZ, data - start, length)
         reason = "" if skb else "NOMEM"
     ring.in_frame = not last
@@ -164,6 +180,16 @@ async def _take_buffer(cpu: Cpu, ring: IxgbeRing, buffer: int, upper: int, lengt
         cpu.kernel.packet_of[skb] = packet
         await _process_skb_fields(cpu, skb, data, upper, length, loaded)
     return skb
+
+
+async def ixgbe_clean_rx_ring(cpu: Cpu, ring: IxgbeRing) -> None:
+    """Free the pages of a ring that the card no longer has."""
+    for number in range(ring.count):
+        buffer = ring.buffers + number * IXGBE_RX_BUFFER.size
+        page, _, bias = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size))
+        if page:
+            await put_page(cpu, page, bias)
+            cpu.store(buffer, bytes(IXGBE_RX_BUFFER.size), IXGBE_RX_BUFFER.size)
 
 
 async def _put_rx_buffer(

@@ -1,6 +1,7 @@
 """Sending: descriptors for frames, and their buffers given back once the card is done with them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hw.nic.descriptors import DESCRIPTOR_BYTES, TX_WRITE_BACK
 from hw.nic.registers import REG
@@ -8,10 +9,12 @@ from sw.core import LINE, function
 from sw.ixgbe.hw import IxgbeHw, tx_data
 from sw.linux.cpu import Cpu
 from sw.linux.mm import MemBlock, put_page
-from sw.linux.skb import SK_BUFF, kfree_skb
+from sw.linux.skb import SK_BUFF, napi_consume_skb
 from sw.structs import Struct
 
 __all__ = [
+    "IXGBE_TX_BUFFER",
+    "TX_RING",
     "IxgbeTxRing",
     "ixgbe_clean_tx_irq",
     "ixgbe_init_tx_ring",
@@ -51,6 +54,7 @@ class IxgbeTxRing:
     buffers: int = field(init=False)  #: address of the array of :data:`IXGBE_TX_BUFFER`
     state: int = field(init=False)  #: address of the :data:`TX_RING`
     frames: int = field(default=0, init=False)  #: given to the card since the start, for observers
+    xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks it sends, if any
 
     def __post_init__(self):
         least, most = 32, 4096
@@ -139,7 +143,7 @@ async def ixgbe_clean_tx_irq(cpu: Cpu, ring: IxgbeTxRing, budget: int) -> bool:
         cpu.put(buffer, IXGBE_TX_BUFFER.next_to_watch, 0)
         if skb:
             cpu.kernel.packet_of.pop(skb, None)
-            await kfree_skb(cpu, skb)
+            await napi_consume_skb(cpu, skb)
         else:
             await put_page(cpu, page)
         next_to_clean = (next_to_clean + 1) % ring.count

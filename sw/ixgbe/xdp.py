@@ -10,7 +10,9 @@ from sw.core import LINE, function
 from sw.ixgbe.hw import IxgbeHw
 from sw.ixgbe.tx import IxgbeTxRing, ixgbe_xmit_xdp_ring, tx_next_to_use
 from sw.linux.cpu import Cpu
-from sw.linux.mm import MemBlock
+from sw.linux.mm import MemBlock, put_page
+from sw.linux.xdp.redirect import redirect_drop_reason, xdp_do_redirect
+from sw.linux.xdp.xsk import AfXdp
 
 __all__ = ["IxgbeXdp", "XdpResult", "ixgbe_run_xdp", "ixgbe_xdp_ring_update_tail"]
 
@@ -23,6 +25,8 @@ class XdpResult(enum.Enum):
     PASS = enum.auto()  #: on to the stack
     CONSUMED = enum.auto()  #: dropped: the driver keeps the buffer
     TX = enum.auto()  #: given to the card to be sent
+    REDIRECT = enum.auto()  #: with whom the program has chosen
+    EXIT = enum.auto()  #: kept for the next poll: whom it is for takes no more now
 
 
 @dataclass(slots=True, eq=False)
@@ -32,12 +36,14 @@ class IxgbeXdp:
     Arguments:
         ring: where it sends (``adapter->xdp_ring``), a queue of its own.
         program: set before packets come.
+        sockets: where it may redirect to, if anywhere.
     """
 
     memblock: MemBlock
     ring: IxgbeTxRing
     queue: int = 0  #: of the receive ring
     program: LoadedProgram | None = None
+    sockets: AfXdp | None = None
     buff: int = field(init=False)  #: address of the ``struct xdp_buff``, which lies on the poll's stack
     rxq: int = field(init=False)  #: address of the ``struct xdp_rxq_info``
     device: int = field(init=False)  #: address of the ``struct net_device``
@@ -83,9 +89,16 @@ async def ixgbe_run_xdp(
         cpu.note("dropped", packet=packet, reason="XDP_TX_FULL")
     elif verdict == XdpAction.DROP:
         cpu.note("delivered", packet=packet, length=length)
+    elif verdict == XdpAction.REDIRECT:
+        error = await xdp_do_redirect(cpu, xdp.program.runtime, xdp.sockets, xdp.buff, packet)
+        if not error:
+            # The packet has been copied: nobody needs this half of the page any more (xdp_return_buff).
+            await put_page(cpu, page)
+            return XdpResult.REDIRECT, data, length
+        cpu.note("dropped", packet=packet, reason=redirect_drop_reason(error))
     else:
-        # ABORTED, a verdict that there is not, or a redirect to nowhere: an exception for whoever traces them.
-        cpu.note("dropped", packet=packet, reason="XDP_REDIRECT" if verdict == XdpAction.REDIRECT else "XDP_ABORTED")
+        # ABORTED, or a verdict that there is not: an exception for whoever traces them.
+        cpu.note("dropped", packet=packet, reason="XDP_ABORTED")
     cpu.execute("xdp_consumed")
     return XdpResult.CONSUMED, data, length
 

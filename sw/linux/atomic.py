@@ -3,7 +3,7 @@
 from sw.core import AtomicFunction
 from sw.linux.cpu import Cpu
 
-__all__ = ["atomic_add", "atomic_sub_return", "smp_mb", "smp_store_mb", "try_cmpxchg"]
+__all__ = ["atomic_add", "atomic_sub_return", "fetch_and", "fetch_or", "smp_mb", "smp_store_mb", "try_cmpxchg"]
 
 _BYTES = 4
 _WORD = 0xFFFF_FFFF
@@ -23,6 +23,16 @@ async def atomic_sub_return(cpu: Cpu, amount: int, address: int) -> int:
     """Subtract from the 4 bytes at ``address`` and return what is left, signed."""
     left = await cpu.atomic(address, _BYTES, AtomicFunction.ADD, -amount & _WORD) - amount & _WORD
     return left - (_WORD + 1) if left > _WORD // 2 else left
+
+
+async def fetch_or(cpu: Cpu, address: int, bits: int) -> int:
+    """Set bits of the 4 bytes at ``address``; what they were."""
+    return await cpu.atomic(address, _BYTES, AtomicFunction.OR, bits)
+
+
+async def fetch_and(cpu: Cpu, address: int, mask: int) -> int:
+    """Keep the bits of the 4 bytes at ``address`` that are in ``mask``; what they were."""
+    return await cpu.atomic(address, _BYTES, AtomicFunction.AND, mask & _WORD)
 
 
 async def smp_store_mb(cpu: Cpu, address: int, value: int) -> None:

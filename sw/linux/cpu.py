@@ -37,7 +37,7 @@ TIMER_SOFTIRQ = 1
 NET_RX_SOFTIRQ = 3
 
 #: Per-CPU variables; the second line is ``softnet_data``.
-PERCPU = Struct(2 * LINE, preempt_count=4, softirq_pending=4, need_resched=4, pad=52, poll_list=16)
+PERCPU = Struct(2 * LINE, preempt_count=4, softirq_pending=4, pad=56, poll_list=16)
 
 
 class KernelContext(Context):
@@ -67,7 +67,6 @@ class Cpu(Core):
         "idle_task",
         "kernel",
         "ksoftirqd",
-        "need_resched_address",
         "offline",
         "poll_list",
         "preempt_count_address",
@@ -96,7 +95,6 @@ class Cpu(Core):
         self.kernel = kernel
         self.preempt_count_address = percpu + PERCPU.preempt_count.offset
         self.softirq_pending_address = percpu + PERCPU.softirq_pending.offset
-        self.need_resched_address = percpu + PERCPU.need_resched.offset
         self.poll_list = percpu + PERCPU.poll_list.offset
         self.runqueue = runqueue
         self.timer_base = timer_base

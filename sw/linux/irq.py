@@ -1,16 +1,18 @@
 """Interrupt entry and exit."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from sw.core import LINE, Mode, function
 from sw.linux.cpu import HARDIRQ_OFFSET, Cpu
 from sw.linux.ptrace import restore_registers, save_registers
-from sw.linux.sched import schedule
+from sw.linux.sched import need_resched, schedule
+from sw.linux.smp import RESCHEDULE_VECTOR
 from sw.linux.softirq import do_softirq
 from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
 from sw.structs import Struct
 
-__all__ = ["FIRST_EXTERNAL_VECTOR", "IRQ_DESC_BYTES", "common_interrupt"]
+__all__ = ["FIRST_EXTERNAL_VECTOR", "IRQ_DESC_BYTES", "interrupt_entry"]
 
 #: Vectors below are the processor's own (arch/x86/include/asm/irq_vectors.h).
 FIRST_EXTERNAL_VECTOR = 0x20
@@ -20,6 +22,24 @@ EXTERNAL_VECTORS = 32
 #: ``struct irq_desc``, one per external vector.
 IRQ_DESC = Struct(LINE, lock=SPINLOCK_BYTES)
 IRQ_DESC_BYTES = EXTERNAL_VECTORS * IRQ_DESC.size
+
+
+def interrupt_entry(cpu: Cpu, vector: int) -> Coroutine[Any, Any, None]:
+    """What the interrupt descriptor table has for ``vector``."""
+    return sysvec_reschedule_ipi(cpu, vector) if vector == RESCHEDULE_VECTOR else common_interrupt(cpu, vector)
+
+
+@function(mode=Mode.IRQ)
+async def sysvec_reschedule_ipi(cpu: Cpu, vector: int) -> None:
+    """Another core has woken a task here: all that is to be done is done on the way back."""
+    context = cpu.current
+    interrupted = context.parent
+    cpu.note("interrupt", vector=vector)
+    registers = save_registers(cpu, interrupted.registers)
+    context.preempt_count = await cpu.load(cpu.preempt_count_address, 4)
+    await irqentry_exit(cpu, user=interrupted.mode in (Mode.USER, Mode.IDLE))
+    interrupted.registers = await restore_registers(cpu, registers)
+    cpu.iret()
 
 
 @function(mode=Mode.IRQ)
@@ -70,5 +90,5 @@ async def irqentry_exit(cpu: Cpu, user: bool) -> None:
     The kernel is not preempted (as with ``PREEMPT_VOLUNTARY``): a system call looks when it returns. The idle loop
     is, which spares it the race between its test and HALT.
     """
-    if user and cpu.current.preempt_count == 0 and await cpu.load(cpu.need_resched_address, 4):
+    if user and cpu.current.preempt_count == 0 and await need_resched(cpu):
         await schedule(cpu, preempt=True)

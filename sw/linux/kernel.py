@@ -7,9 +7,9 @@ from sw.core import LINE, Mode, Record
 from sw.costs import Cost
 from sw.linux.cpu import NET_RX_SOFTIRQ, PERCPU, TIMER_SOFTIRQ, Cpu
 from sw.linux.cpuidle import Cpuidle
-from sw.linux.irq import IRQ_DESC_BYTES, common_interrupt
+from sw.linux.irq import IRQ_DESC_BYTES, interrupt_entry
 from sw.linux.list import init_list_head
-from sw.linux.mm import PAGE_SIZE, KmemCache, MemBlock, PageAllocator, lay_out_text
+from sw.linux.mm import PAGE_SIZE, MemBlock, PageAllocator, lay_out_text
 from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
 from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
 from sw.linux.net.dev_xmit import NetDevice
@@ -34,9 +34,11 @@ from sw.linux.sched import (
     wake_up_new_task,
 )
 from sw.linux.skb import SK_BUFF
+from sw.linux.slab import KmemCache
 from sw.linux.socket import SOCK
 from sw.linux.softirq import ksoftirqd
 from sw.linux.timer import TimerBase, TimerFunction, init_timer_base, local_apic_timer_interrupt, run_timer_softirq
+from sw.linux.xdp.xsk import XdpSock
 from sw.paging import PageSize, PageTables, virtual
 from sw.port import TIMER_VECTOR, CorePort
 
@@ -86,6 +88,8 @@ class Kernel:
         self.netdev_budget = netdev_budget
         self.cpuidle = cpuidle
         self.tsc_khz = tsc_khz
+        self.busy_read_us = 0.0  #: how long a program that reads polls the card (``net.core.busy_read``)
+        self.receives_in_hardirq = False  #: packets come to sockets from interrupt handlers, not from softirqs
         self.stopping = False  #: programs end as soon as they look
 
         # Addresses, as the linker and the early boot would fix them
@@ -119,7 +123,7 @@ class Kernel:
         self.raw_counters = 0
         self.udp_busylocks = allocate(UDP_BUSYLOCKS_BYTES)
         self.irq_desc = allocate(IRQ_DESC_BYTES)
-        self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs)
+        self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs, cores)
         self.pages = PageAllocator(self.memblock)
         self.page_tables = PageTables(allocate)
         self._page_table_entries = list(self.page_tables.map(0, dram_bytes, PageSize.GIB_1))
@@ -127,10 +131,12 @@ class Kernel:
         # From addresses and numbers in memory to what they stand for
         self.tasks: dict[int, Task] = {}
         self.napi: dict[int, Napi] = {}
+        self.xdp_sockets: dict[int, XdpSock] = {}
+        self.skb_destructors: dict[int, Callable[[Cpu, int], Awaitable[None]]] = {}
         self.irq_handlers: dict[int, Callable[[Cpu], Awaitable[None]]] = {TIMER_VECTOR: local_apic_timer_interrupt}
         self.timer_functions: dict[int, TimerFunction] = {}  #: by the address of their code
 
-        self.interrupt_entry = common_interrupt
+        self.interrupt_entry = interrupt_entry
         self.softirq_vec = {TIMER_SOFTIRQ: run_timer_softirq, NET_RX_SOFTIRQ: net_rx_action}
 
         # For observers
@@ -160,6 +166,11 @@ class Kernel:
         self.tasks[task.address] = task
         return task
 
+    def local_clock_ns(self, cpu: Cpu) -> float:
+        """The time that ``cpu`` reads from its time-stamp counter, in ns."""
+        cpu.execute("local_clock")
+        return cpu.port.tick / self.cpuidle.ticks_per_ns
+
     def allocate_user(self, size: int) -> int:
         """Memory for a program, in pages of 4 KiB; its virtual address."""
         address = self.memblock.allocate(size, PAGE_SIZE)
@@ -186,7 +197,7 @@ class Kernel:
         Arguments:
             neighbours: MAC address of each IPv4 address, both as bytes (``ip neigh add``).
         """
-        self.tcp_cache = KmemCache(self.memblock, "TCP", TCP_SOCK.size, sockets)
+        self.tcp_cache = KmemCache(self.memblock, "TCP", TCP_SOCK.size, sockets, len(self.cpus))
         self.neighbours.update(neighbours)
         for action in (tcp_write_timer, tcp_delack_timer, tcp_keepalive_timer):
             self.timer_functions[self.text[action.__name__]] = action

@@ -12,6 +12,7 @@ __all__ = [
     "list_add_tail",
     "list_del",
     "list_empty",
+    "list_empty_careful",
     "list_first",
     "list_splice_tail_init",
 ]
@@ -58,6 +59,12 @@ async def list_first(core: Core, head: int) -> Entry:
 async def list_empty(core: Core, head: int) -> bool:
     """Whether the list has no entry."""
     return await core.get(head, LIST_HEAD.next) == head
+
+
+async def list_empty_careful(core: Core, head: int) -> bool:
+    """Whether the list has no entry and no other core still works on ``head``, without its lock."""
+    following, previous = await core.get_all(head, LIST_HEAD.next, LIST_HEAD.prev)
+    return following == head and previous == head
 
 
 async def list_splice_tail_init(core: Core, source: int, head: int) -> None:

@@ -1,8 +1,4 @@
-"""Memory: addresses fixed at boot, pages with reference counts, slabs of fixed slots with a free list in memory.
-
-Pages have a lock, as the kernel's per-CPU lists of pages do. Slabs have none, like the kernel's per-CPU ones: they are
-used with softirqs disabled, on one core.
-"""
+"""Memory: addresses fixed at boot, and pages with reference counts, whose free list has a lock."""
 
 from collections.abc import Mapping
 
@@ -10,10 +6,10 @@ from sw.core import LINE, function
 from sw.costs import Cost
 from sw.linux.atomic import atomic_sub_return
 from sw.linux.cpu import Cpu
-from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
+from sw.linux.spinlock import SPINLOCK_BYTES, spin_lock_irqsave, spin_unlock_irqrestore
 from sw.structs import Struct
 
-__all__ = ["PAGE_SIZE", "KmemCache", "MemBlock", "OutOfMemoryError", "PageAllocator", "lay_out_text"]
+__all__ = ["PAGE_SIZE", "MemBlock", "OutOfMemoryError", "PageAllocator", "lay_out_text"]
 
 PAGE_SIZE = 4096
 
@@ -87,9 +83,9 @@ class PageAllocator:
 async def alloc_page(cpu: Cpu, refcount: int = 1) -> int:
     """A page with that many references, or 0 when there is none."""
     pages = cpu.kernel.pages
-    await raw_spin_lock(cpu, pages.lock)
+    enabled = await spin_lock_irqsave(cpu, pages.lock)
     page = await _take_page(cpu, pages)
-    raw_spin_unlock(cpu, pages.lock)
+    spin_unlock_irqrestore(cpu, pages.lock, enabled)
     if page:
         cpu.store(pages.refcount(page), refcount, 4)
     return page
@@ -121,50 +117,10 @@ async def free_page(cpu: Cpu, page: int) -> None:
     """Put a page without references back."""
     pages = cpu.kernel.pages
     structure = pages.mem_map + page // PAGE_SIZE * STRUCT_PAGE.size
-    await raw_spin_lock(cpu, pages.lock)
+    enabled = await spin_lock_irqsave(cpu, pages.lock)
     cpu.put(structure, STRUCT_PAGE.next, await cpu.get(pages.list, _FREE_LIST.first))
     cpu.put(pages.list, _FREE_LIST.first, page)
-    raw_spin_unlock(cpu, pages.lock)
-
-
-class KmemCache:
-    """Fixed slots of one size; a free slot's first 8 bytes name the next.
-
-    Arguments:
-        name: for people.
-        object_size: bytes of a slot.
-        count: number of slots.
-    """
-
-    def __init__(self, memblock: MemBlock, name: str, object_size: int, count: int):
-        self.name = name
-        self.object_size = object_size
-        self.count = count
-        self.list = memblock.allocate(_FREE_LIST.size)
-        self.slots = memblock.allocate(object_size * count)
-
-    def init(self, cpu: Cpu) -> None:
-        """Make every slot free."""
-        _init_free_list(cpu, self.list, self.slots, self.slots + self.object_size * self.count)
-
-
-@function()
-async def kmem_cache_alloc(cpu: Cpu, cache: KmemCache) -> int:
-    """A slot, or 0 when there is none."""
-    first, fresh, end, loaded = await _load_free_list(cpu, cache.list)
-    if first:
-        cpu.put(cache.list, _FREE_LIST.first, await cpu.load(first, 8, after=loaded))
-    elif fresh < end:
-        first = fresh
-        cpu.put(cache.list, _FREE_LIST.fresh, fresh + cache.object_size)
-    return first
-
-
-@function()
-async def kmem_cache_free(cpu: Cpu, cache: KmemCache, slot: int) -> None:
-    """Give a slot back."""
-    cpu.store(slot, await cpu.get(cache.list, _FREE_LIST.first), 8)
-    cpu.put(cache.list, _FREE_LIST.first, slot)
+    spin_unlock_irqrestore(cpu, pages.lock, enabled)
 
 
 async def _load_free_list(cpu: Cpu, address: int) -> tuple[int, int, int, int]:

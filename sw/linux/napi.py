@@ -1,12 +1,18 @@
-"""NAPI: the top half schedules a poll and leaves the card's interrupt masked; the poll re-arms it when done."""
+"""NAPI: the top half schedules a poll and leaves the card's interrupt masked; the poll re-arms it when done.
 
+The poll runs in the softirq, or in a thread of its own (sw.linux.napi_threaded), or in the program that reads
+(sw.linux.busy_poll).
+"""
+
+import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sw.core import LINE, function
-from sw.linux.atomic import try_cmpxchg
+from sw.linux.atomic import fetch_or, try_cmpxchg
 from sw.linux.cpu import NET_RX_SOFTIRQ, Cpu, local_irq_restore, local_irq_save
 from sw.linux.list import init_list_head, list_add_tail, list_del, list_first
+from sw.linux.sched import Task, try_to_wake_up
 from sw.linux.softirq import raise_softirq_irqoff
 from sw.structs import Struct
 
@@ -15,7 +21,11 @@ __all__ = [
     "NAPI_STRUCT",
     "NETDEV_BUDGET",
     "Napi",
+    "NapiState",
     "napi_complete_done",
+    "napi_disable",
+    "napi_enable",
+    "napi_if_scheduled_mark_missed",
     "napi_schedule",
     "net_rx_action",
     "netif_napi_add",
@@ -26,60 +36,132 @@ NAPI_POLL_WEIGHT = 64
 #: Packets of one softirq (net/core/hotdata.c, sysctl net.core.netdev_budget).
 NETDEV_BUDGET = 300
 
-NAPI_STRUCT = Struct(LINE, poll_list=16, state=4, weight=4)
-_SCHED = 1 << 0  #: NAPIF_STATE_SCHED: a poll is scheduled or running
-_MISSED = 1 << 1  #: NAPIF_STATE_MISSED: an interrupt came during the poll
+#: ``struct napi_struct``, the members in use.
+NAPI_STRUCT = Struct(LINE, poll_list=16, state=4, weight=4, defer_hard_irqs_count=4)
+
+#: Cycles between two looks at a poll that has to end (the kernel sleeps 20 to 200 us).
+_DISABLE_WAIT_CYCLES = 10_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class NapiState(enum.IntFlag):
+    """Bits of ``napi_struct.state`` (include/linux/netdevice.h)."""
+
+    SCHED = 1 << 0  #: a poll is scheduled or running
+    MISSED = 1 << 1  #: an interrupt came during the poll
+    IN_BUSY_POLL = 1 << 6  #: who polls will not give it up by itself
+    THREADED = 1 << 8  #: a thread polls, not the softirq
+    SCHED_THREADED = 1 << 9  #: it is the thread's turn
+    THREADED_BUSY_POLL = 1 << 10  #: the thread never stops
+
+
+@dataclass(slots=True, eq=False)
 class Napi:
     """A polled source of packets: where its :data:`NAPI_STRUCT` lies and how it is polled."""
 
     address: int
     poll: Callable[["Napi", Cpu, int], Awaitable[int]]  #: handles up to so many packets, returns how many it did
+    watch: Callable[[Cpu], Awaitable[int]]  #: address of 8 bytes that are 0 until there is a packet to be polled
     weight: int = NAPI_POLL_WEIGHT
+    thread: Task | None = None  #: what polls instead of the softirq
+    thread_spins: bool = False  #: without end
+    suspends_irqs: bool = False  #: busy polling leaves the interrupt masked until the program sleeps
 
 
 def netif_napi_add(cpu: Cpu, napi: Napi) -> None:
     """Initialise ``napi`` in memory and make it known by its address."""
     init_list_head(cpu, napi.address)
-    cpu.put(napi.address, NAPI_STRUCT.state, 0)
+    cpu.put(napi.address, NAPI_STRUCT.state, _idle_state(napi).value)
     cpu.put(napi.address, NAPI_STRUCT.weight, napi.weight)
     cpu.kernel.napi[napi.address] = napi
 
 
+def _idle_state(napi: Napi) -> NapiState:
+    """The state when no poll is scheduled."""
+    state = NapiState.THREADED if napi.thread is not None else NapiState(0)
+    return state | NapiState.THREADED_BUSY_POLL if napi.thread_spins else state
+
+
 @function()
 async def napi_schedule(cpu: Cpu, napi: Napi) -> None:
-    """Have ``napi`` polled by the softirq; remembers the interrupt if a poll is under way. Interrupts are off."""
-    if await _napi_schedule_prep(cpu, napi.address + NAPI_STRUCT.state.offset):
-        await list_add_tail(cpu, napi.address, cpu.poll_list)
-        await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
+    """Have ``napi`` polled; remembers the interrupt if a poll is under way. Interrupts are off."""
+    state = await _napi_schedule_prep(cpu, napi.address + NAPI_STRUCT.state.offset)
+    if not state & NapiState.SCHED:
+        await _napi_schedule(cpu, napi, state)
 
 
-async def _napi_schedule_prep(cpu: Cpu, address: int) -> bool:
-    """Whether the poll that ``address``, of a state, belongs to is the caller's to schedule."""
+async def _napi_schedule_prep(cpu: Cpu, address: int) -> int:
+    """The state at ``address`` as it was; if it was not scheduled, the poll is the caller's to schedule."""
     while True:
         state = await cpu.load(address, 4)
-        scheduled = state & _SCHED
-        if await try_cmpxchg(cpu, address, state, state | (_MISSED if scheduled else _SCHED)):
-            return not scheduled
+        more = NapiState.MISSED if state & NapiState.SCHED else NapiState.SCHED
+        if await try_cmpxchg(cpu, address, state, state | more):
+            return state
+
+
+async def _napi_schedule(cpu: Cpu, napi: Napi, state: int) -> None:
+    """Leave the poll to the thread, if ``state`` says that there is one, else to the softirq (``__napi_schedule``)."""
+    if state & NapiState.THREADED:
+        assert napi.thread is not None
+        await fetch_or(cpu, napi.address + NAPI_STRUCT.state.offset, NapiState.SCHED_THREADED)
+        await try_to_wake_up(cpu, napi.thread.address)
+    else:
+        await list_add_tail(cpu, napi.address, cpu.poll_list)
+        await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
 
 
 @function()
 async def napi_complete_done(cpu: Cpu, napi: Napi) -> bool:
-    """End polling; false if an interrupt came meanwhile, and the poll has to be repeated."""
+    """End polling; whether the interrupt is to be unmasked.
+
+    It is not if one came meanwhile, and the poll has to be repeated; if who polls goes on anyway; if that is put off.
+    """
     address = napi.address + NAPI_STRUCT.state.offset
     while True:
         state = await cpu.load(address, 4)
-        missed = state & _MISSED
-        if await try_cmpxchg(cpu, address, state, state & ~(_MISSED if missed else _SCHED)):
+        if state & NapiState.IN_BUSY_POLL:
+            return False
+        missed = state & NapiState.MISSED
+        cleared = NapiState.MISSED if missed else NapiState.SCHED
+        if await try_cmpxchg(cpu, address, state, state & ~(cleared | NapiState.SCHED_THREADED)):
             break
     if missed:
         enabled = local_irq_save(cpu)
-        await list_add_tail(cpu, napi.address, cpu.poll_list)
-        await raise_softirq_irqoff(cpu, NET_RX_SOFTIRQ)
+        await _napi_schedule(cpu, napi, state)
         local_irq_restore(cpu, enabled)
-    return not missed
+    return not missed and not await _put_off(cpu, napi)
+
+
+async def _put_off(cpu: Cpu, napi: Napi) -> bool:
+    """Whether the interrupt stays masked for now (``napi_defer_hard_irqs``)."""
+    if not napi.suspends_irqs:
+        return False
+    count = await cpu.get(napi.address, NAPI_STRUCT.defer_hard_irqs_count)
+    if count:
+        cpu.put(napi.address, NAPI_STRUCT.defer_hard_irqs_count, count - 1)
+    return count > 0
+
+
+async def napi_if_scheduled_mark_missed(cpu: Cpu, napi: Napi) -> bool:
+    """Have a poll that is scheduled or running repeated; false if there is none."""
+    address = napi.address + NAPI_STRUCT.state.offset
+    while True:
+        state = await cpu.load(address, 4)
+        if not state & NapiState.SCHED:
+            return False
+        if await try_cmpxchg(cpu, address, state, state | NapiState.MISSED):
+            return True
+
+
+async def napi_disable(cpu: Cpu, napi: Napi) -> None:
+    """Wait until no poll is scheduled and let none be; interrupts meanwhile find one scheduled."""
+    while await _napi_schedule_prep(cpu, napi.address + NAPI_STRUCT.state.offset) & NapiState.SCHED:
+        cpu.execute(_DISABLE_WAIT_CYCLES)
+        await cpu.drain()
+
+
+def napi_enable(cpu: Cpu, napi: Napi) -> None:
+    """Undo :func:`napi_disable`."""
+    cpu.put(napi.address, NAPI_STRUCT.state, _idle_state(napi).value)
 
 
 @function()

@@ -1,18 +1,27 @@
 """Tasks and the scheduler: a run queue per core, wake-up, context switch, the idle loop.
 
 Two fixed ranks, first in first out within each, as ``SCHED_FIFO`` does with two priorities; there is no timer tick,
-so a task runs until it sleeps, yields or a better one wakes. A task stays on the core it was made on.
+so a task runs until it sleeps, yields or a better one wakes. A task stays on the core it was made on; any core may
+wake it.
 """
 
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sw.core import LINE, Context, Mode, function
-from sw.linux.atomic import smp_store_mb
+from sw.linux.atomic import fetch_and, fetch_or, smp_store_mb
 from sw.linux.cpu import Cpu
 from sw.linux.cpuidle import cpuidle_idle_call
 from sw.linux.list import init_list_head, list_add_tail, list_del
-from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock, spin_lock_irqsave, spin_unlock_irqrestore
+from sw.linux.smp import smp_send_reschedule
+from sw.linux.spinlock import (
+    SPIN_PERIOD,
+    SPINLOCK_BYTES,
+    raw_spin_lock,
+    raw_spin_unlock,
+    spin_lock_irqsave,
+    spin_unlock_irqrestore,
+)
 from sw.structs import Struct
 
 __all__ = [
@@ -23,6 +32,7 @@ __all__ = [
     "TASK_RUNNING",
     "Task",
     "__set_current_state",
+    "need_resched",
     "schedule",
     "set_current_state",
     "try_to_wake_up",
@@ -32,6 +42,11 @@ __all__ = [
 TASK_RUNNING = 0
 TASK_INTERRUPTIBLE = 1
 TASK_DEAD = 0x80
+
+#: ``thread_info.flags`` (arch/x86/include/asm/thread_info.h): the task should call :func:`schedule`.
+_TIF_NEED_RESCHED = 1 << 3
+#: The idle task looks at its flags all the time: it needs no interrupt to see them change.
+_TIF_POLLING_NRFLAG = 1 << 21
 
 PRIORITY_NORMAL = 0
 PRIORITY_BATCH = 1  #: runs when no normal task wants to
@@ -43,8 +58,20 @@ _THREAD_BYTES = 56
 
 #: ``struct task_struct``: what the scheduler looks at in one line, the saved registers in the next.
 TASK_STRUCT = Struct(
-    2 * LINE, state=4, on_rq=4, priority=4, cpu=4, run_list=16, pi_lock=SPINLOCK_BYTES, pad=28, thread=_THREAD_BYTES
+    2 * LINE,
+    flags=4,
+    state=4,
+    on_rq=4,
+    priority=4,
+    cpu=4,
+    pi_lock=SPINLOCK_BYTES,
+    run_list=16,
+    pad=24,
+    thread=_THREAD_BYTES,
 )
+
+#: Cycles after which an idle core that polls counts them anew.
+_POLL_CYCLES = 1 << 31
 
 #: ``struct rq`` with its priority array: bit p of ``bitmap`` says that list p of ``queues`` is not empty.
 RQ = Struct(LINE, lock=SPINLOCK_BYTES, nr_running=4, current=8, bitmap=4, queues=16 * _PRIORITIES)
@@ -181,26 +208,46 @@ def __set_current_state(cpu: Cpu, state: int) -> None:
 
 @function()
 async def try_to_wake_up(cpu: Cpu, address: int) -> bool:
-    """Make the task at ``address`` runnable; ask for a reschedule if it ranks above the running one."""
+    """Make the task at ``address`` runnable on its core; ask that for a reschedule if it ranks above the running one.
+
+    A task that says it will sleep may not have got there: what its run queue's lock guards decides.
+    """
     pi_lock = address + TASK_STRUCT.pi_lock.offset
     enabled = await spin_lock_irqsave(cpu, pi_lock)
-    state, on_rq, priority, index = await cpu.get_all(
-        address, TASK_STRUCT.state, TASK_STRUCT.on_rq, TASK_STRUCT.priority, TASK_STRUCT.cpu
-    )
+    state, priority, index = await cpu.get_all(address, TASK_STRUCT.state, TASK_STRUCT.priority, TASK_STRUCT.cpu)
     woken = state == TASK_INTERRUPTIBLE
     if woken:
-        if index != cpu.index:
-            raise RuntimeError(f"core {cpu.index} cannot wake a task of core {index}: there are no cross-core wake-ups")
+        target = cpu.kernel.cpus[index]
+        await raw_spin_lock(cpu, _rq_lock(target))
+        on_rq = await cpu.get(address, TASK_STRUCT.on_rq)
         cpu.put(address, TASK_STRUCT.state, TASK_RUNNING)
         if not on_rq:
-            await raw_spin_lock(cpu, _rq_lock(cpu))
-            await _activate_task(cpu, cpu, address, priority)
-            running, loaded = await cpu.chase(*RQ.current.at(cpu.runqueue))
+            await _activate_task(target, cpu, address, priority)
+            running, loaded = await cpu.chase(*RQ.current.at(target.runqueue))
             if priority < await cpu.get(running, TASK_STRUCT.priority, after=loaded):
-                cpu.store(cpu.need_resched_address, 1, 4)
-            raw_spin_unlock(cpu, _rq_lock(cpu))
+                await _resched_curr(cpu, target, running, loaded)
+        raw_spin_unlock(cpu, _rq_lock(target))
     spin_unlock_irqrestore(cpu, pi_lock, enabled)
     return woken
+
+
+async def _resched_curr(cpu: Cpu, target: Cpu, running: int, after: int) -> None:
+    """Tell ``target`` that the task at ``running``, known since load ``after``, shall make way; its queue is locked.
+
+    A core that sleeps or works is interrupted, one that polls its flags is not.
+    """
+    flags = await cpu.get(running, TASK_STRUCT.flags, after=after)
+    if flags & _TIF_NEED_RESCHED:
+        return
+    if target is cpu:
+        cpu.put(running, TASK_STRUCT.flags, flags | _TIF_NEED_RESCHED)
+    elif not await fetch_or(cpu, running + TASK_STRUCT.flags.offset, _TIF_NEED_RESCHED) & _TIF_POLLING_NRFLAG:
+        await smp_send_reschedule(cpu, target)
+
+
+async def need_resched(cpu: Cpu) -> bool:
+    """Whether the current task shall make way."""
+    return bool(await cpu.get(cpu.task.address, TASK_STRUCT.flags) & _TIF_NEED_RESCHED)
 
 
 async def yield_task(cpu: Cpu) -> None:
@@ -226,7 +273,8 @@ async def schedule(cpu: Cpu, preempt: bool = False) -> None:
     if previous is not cpu.idle_task and not preempt:
         if await cpu.get(previous.address, TASK_STRUCT.state) != TASK_RUNNING:
             await _deactivate_task(cpu, previous.address, previous.priority)
-    cpu.store(cpu.need_resched_address, 0, 4)
+    flags = await cpu.get(previous.address, TASK_STRUCT.flags)
+    cpu.put(previous.address, TASK_STRUCT.flags, flags & ~_TIF_NEED_RESCHED)
     following, loaded = await _pick_next_task(cpu)
     if following is not previous:
         cpu.put(cpu.runqueue, RQ.current, following.address)
@@ -262,14 +310,15 @@ async def context_switch(cpu: Cpu, previous: Task, following: Task, after: int) 
 async def cpu_idle(cpu: Cpu) -> None:
     """The idle task, the first on its core: switch translation on, then sleep until an interrupt brings work.
 
-    An interrupt between STI and HALT is caught by its own exit, which preempts the idle task when a task has woken.
+    An interrupt between STI and HALT, of a device or of a core that wakes a task here, is caught by its own exit, which
+    preempts the idle task when a task has woken.
     """
     kernel = cpu.kernel
     cpu.idle_context = cpu.current
     cpu.write_cr3(kernel.page_tables.root)
     while True:
         cpu.cli()
-        if await cpu.load(cpu.need_resched_address, 4) or await cpu.get(cpu.runqueue, RQ.bitmap):
+        if await need_resched(cpu) or await cpu.get(cpu.runqueue, RQ.bitmap):
             await schedule(cpu)
             cpu.sti()
             continue
@@ -285,5 +334,19 @@ async def cpu_idle(cpu: Cpu) -> None:
 
 @function()
 async def default_idle(cpu: Cpu) -> None:
-    """Sleep as deep as ``idle=`` or the governor says."""
-    await cpuidle_idle_call(cpu)
+    """Wait for something to do: poll, or sleep as deep as ``idle=`` or the governor says."""
+    if cpu.kernel.cpuidle.idle == "poll":
+        await _cpu_idle_poll(cpu)
+    else:
+        await cpuidle_idle_call(cpu)
+
+
+async def _cpu_idle_poll(cpu: Cpu) -> None:
+    """Look at the idle task's flags until they change; who wakes a task here is told that no interrupt is needed.
+
+    The flag is set before the flags are looked at, so that a waker before that is seen and one after it sees the flag.
+    """
+    flags = cpu.task.address + TASK_STRUCT.flags.offset
+    if not await fetch_or(cpu, flags, _TIF_POLLING_NRFLAG) & _TIF_NEED_RESCHED:
+        await cpu.poll(flags, TASK_STRUCT.flags.size, _TIF_POLLING_NRFLAG, _POLL_CYCLES, SPIN_PERIOD)
+    await fetch_and(cpu, flags, ~_TIF_POLLING_NRFLAG)

@@ -5,7 +5,8 @@ import enum
 from sw.core import LINE, function
 from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
-from sw.linux.mm import PAGE_SIZE, alloc_page, kmem_cache_alloc, kmem_cache_free, put_page
+from sw.linux.mm import PAGE_SIZE, alloc_page, put_page
+from sw.linux.slab import kmem_cache_alloc, kmem_cache_free
 from sw.structs import Struct
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "kfree_skb",
     "kfree_skb_reason",
     "napi_build_skb",
+    "napi_consume_skb",
     "skb_clone",
 ]
 
@@ -37,6 +39,10 @@ SK_BUFF = Struct(
     ip_summed=1,
     network_header=2,  #: bytes from ``head``
     page=8,  #: the page that holds the buffer
+    napi_id=8,  #: address of the NAPI it came from, where programs busy-poll
+    sk=8,  #: the socket that sends the packet
+    destructor=8,  #: address of the function that is called when the packet is freed
+    destructor_arg=8,  #: what it needs
     end=4,  #: bytes from ``head`` to what lies behind the packet's room
     cb=48,  #: what the protocol keeps beside it
 )
@@ -83,6 +89,14 @@ async def kfree_skb(cpu: Cpu, skb: int) -> None:
     page = await cpu.get(skb, SK_BUFF.page)
     await put_page(cpu, page)
     await kmem_cache_free(cpu, cpu.kernel.skb_cache, skb)
+
+
+async def napi_consume_skb(cpu: Cpu, skb: int) -> None:
+    """Free a packet that the card has sent, and tell its sender."""
+    destructor = await cpu.get(skb, SK_BUFF.destructor)
+    if destructor:
+        await cpu.kernel.skb_destructors[destructor](cpu, skb)
+    await kfree_skb(cpu, skb)
 
 
 async def kfree_skb_reason(cpu: Cpu, skb: int, reason: str) -> None:

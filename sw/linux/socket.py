@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from sw.core import LINE, function
 from sw.linux.atomic import smp_mb
 from sw.linux.cpu import Cpu
-from sw.linux.list import init_list_head, list_add_tail, list_del, list_empty, list_first
+from sw.linux.list import init_list_head, list_add_tail, list_del, list_empty, list_empty_careful, list_first
 from sw.linux.sched import (
     TASK_INTERRUPTIBLE,
     TASK_RUNNING,
@@ -14,10 +14,25 @@ from sw.linux.sched import (
     set_current_state,
     try_to_wake_up,
 )
-from sw.linux.spinlock import SPINLOCK_BYTES, spin_lock_irqsave, spin_unlock_irqrestore
+from sw.linux.spinlock import (
+    SPINLOCK_BYTES,
+    raw_spin_lock,
+    raw_spin_unlock,
+    spin_lock_irqsave,
+    spin_unlock_irqrestore,
+)
 from sw.structs import Struct
 
-__all__ = ["SOCK", "SOCK_RCVBUF", "sk_wait_event", "skb_wait_for_more_packets", "sock_def_readable"]
+__all__ = [
+    "SOCK",
+    "SOCK_RCVBUF",
+    "WAIT_QUEUE_ENTRY",
+    "lock_receive_queue",
+    "sk_wait_event",
+    "skb_wait_for_more_packets",
+    "sock_def_readable",
+    "unlock_receive_queue",
+]
 
 #: Receive buffer of a socket in bytes of ``truesize``, ``net.core.rmem_default``.
 SOCK_RCVBUF = 212_992
@@ -28,7 +43,8 @@ SOCK = Struct(
     hash_next=8,
     port=2,
     rcvbuf=4,
-    pad=48,
+    pad=40,
+    napi_id=8,  #: address of the NAPI that the last datagram came from
     receive_queue=16,
     wait_queue=16,
     rmem_alloc=4,
@@ -42,7 +58,29 @@ SOCK = Struct(
 )
 
 #: ``struct wait_queue_entry``, on the sleeper's kernel stack.
-_WAIT_QUEUE_ENTRY = Struct(entry=16, task=8)
+WAIT_QUEUE_ENTRY = Struct(entry=16, task=8)
+
+
+async def lock_receive_queue(cpu: Cpu, sock: int) -> bool:
+    """Take the receive queue's lock, softirqs being disabled; returns what :func:`unlock_receive_queue` needs.
+
+    Where packets come in from interrupt handlers, those are kept off, too: one that interrupted the holder would wait
+    for ever.
+    """
+    lock = sock + SOCK.receive_queue_lock.offset
+    if cpu.kernel.receives_in_hardirq:
+        return await spin_lock_irqsave(cpu, lock)
+    await raw_spin_lock(cpu, lock)
+    return False
+
+
+def unlock_receive_queue(cpu: Cpu, sock: int, enabled: bool) -> None:
+    """Undo :func:`lock_receive_queue`."""
+    lock = sock + SOCK.receive_queue_lock.offset
+    if cpu.kernel.receives_in_hardirq:
+        spin_unlock_irqrestore(cpu, lock, enabled)
+    else:
+        raw_spin_unlock(cpu, lock)
 
 
 @function()
@@ -58,10 +96,10 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
 async def sk_wait_event(cpu: Cpu, sock: int, happened: Callable[[], Awaitable[bool]]) -> None:
     """Sleep unless something has happened: first enter the wait queue, then look again, then schedule."""
     task = cpu.task
-    task.stack_pointer -= _WAIT_QUEUE_ENTRY.size
+    task.stack_pointer -= WAIT_QUEUE_ENTRY.size
     entry = task.stack_pointer
     lock = sock + SOCK.wait_queue_lock.offset
-    cpu.put(entry, _WAIT_QUEUE_ENTRY.task, task.address)
+    cpu.put(entry, WAIT_QUEUE_ENTRY.task, task.address)
     enabled = await spin_lock_irqsave(cpu, lock)
     await list_add_tail(cpu, entry, sock + SOCK.wait_queue.offset)
     await set_current_state(cpu, TASK_INTERRUPTIBLE)
@@ -69,11 +107,11 @@ async def sk_wait_event(cpu: Cpu, sock: int, happened: Callable[[], Awaitable[bo
     if not await happened():
         await schedule(cpu)
     __set_current_state(cpu, TASK_RUNNING)
-    if not await list_empty(cpu, entry):
+    if not await list_empty_careful(cpu, entry):
         enabled = await spin_lock_irqsave(cpu, lock)
         await list_del(cpu, entry)
         spin_unlock_irqrestore(cpu, lock, enabled)
-    task.stack_pointer += _WAIT_QUEUE_ENTRY.size
+    task.stack_pointer += WAIT_QUEUE_ENTRY.size
 
 
 @function()
@@ -89,7 +127,7 @@ async def _wake_up_sync_key(cpu: Cpu, sock: int) -> None:
     lock = sock + SOCK.wait_queue_lock.offset
     enabled = await spin_lock_irqsave(cpu, lock)
     entry, loaded = await list_first(cpu, sock + SOCK.wait_queue.offset)
-    if entry and await try_to_wake_up(cpu, await cpu.get(entry, _WAIT_QUEUE_ENTRY.task, after=loaded)):
+    if entry and await try_to_wake_up(cpu, await cpu.get(entry, WAIT_QUEUE_ENTRY.task, after=loaded)):
         await list_del(cpu, entry, after=loaded)
         init_list_head(cpu, entry)
     spin_unlock_irqrestore(cpu, lock, enabled)

@@ -15,7 +15,7 @@ from sw.linux.net.tcp import (
     tcp_sendmsg,
     tcp_socket,
 )
-from sw.linux.syscall import syscall_enter, syscall_exit
+from sw.linux.syscall import _syscall_enter, _syscall_exit
 
 __all__ = ["TCP_RCVBUF", "recvfrom", "sendto", "sys_accept4", "sys_bind", "sys_close", "sys_listen", "sys_socket"]
 
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 async def _syscall(cpu: Cpu, work: Awaitable[T]) -> T:
     """Into the kernel, and back with the result."""
-    registers = await syscall_enter(cpu)
+    registers = await _syscall_enter(cpu)
     result = await work
-    await syscall_exit(cpu, registers)
+    await _syscall_exit(cpu, registers)
     return result
 
 

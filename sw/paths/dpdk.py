@@ -7,7 +7,7 @@ from sw.linux.cpu import Cpu
 from sw.linux.kernel import Kernel
 from sw.linux.sched import PRIORITY_NORMAL
 from sw.options import Options
-from sw.paths.path import BOOT_CORE, Path
+from sw.paths.path import Path
 
 __all__ = ["DpdkPath"]
 
@@ -31,7 +31,7 @@ class DpdkPath(Path):
         super().__init__(kernel, options)
         self.dev = EthDev(kernel.allocate_huge, options.mac, options.ring_size, options.promiscuous)
         program = _PROGRAMS[self.application(options.application)](self.dev, options.batch)
-        self.tasks = [kernel.new_task(program.name, kernel.cpus[BOOT_CORE], PRIORITY_NORMAL, program.main)]
+        self.tasks = [kernel.new_task(program.name, self.app_cpu, PRIORITY_NORMAL, program.main)]
         self.starting = 1
 
     async def start(self, cpu: Cpu) -> None:

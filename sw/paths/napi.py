@@ -1,14 +1,16 @@
 """Path "napi": interrupt, NAPI poll in the softirq, IP, UDP, a socket for each program."""
 
 from sw.apps.sink import BUFFER_BYTES, Sink
+from sw.core import Mode
 from sw.ixgbe.main import IxgbeAdapter, ixgbe_probe
 from sw.linux.cpu import Cpu
 from sw.linux.kernel import Kernel
 from sw.linux.napi import NETDEV_BUDGET
+from sw.linux.napi_threaded import napi_threaded_poll
 from sw.linux.sched import PRIORITY_NORMAL
 from sw.linux.skb import SK_BUFF
 from sw.options import Options
-from sw.paths.path import BOOT_CORE, Path
+from sw.paths.path import BOOT_CORE, Path, core_of
 
 __all__ = ["NapiPath"]
 
@@ -25,15 +27,33 @@ class NapiPath(Path):
 
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
-        boot = kernel.cpus[BOOT_CORE]
         self.adapter = IxgbeAdapter.make(kernel, options.ring_size, options.itr_us, options.promiscuous, BOOT_CORE)
+        if options.napi_thread is not None:
+            self.add_napi_thread(options.napi_thread)
         ports = sorted(set(self.receivers(options)))
         if self.application(options.application) == "rawdrop":
             kernel.add_raw_table()
         kernel.reserve_socks(len(ports))
         self.sinks = [Sink(port, kernel.allocate_user(BUFFER_BYTES), options.rcvbuf, options.read) for port in ports]
-        self.tasks = [kernel.new_task(f"sink:{sink.port}", boot, PRIORITY_NORMAL, sink.main) for sink in self.sinks]
+        self.tasks += [
+            kernel.new_task(f"sink:{sink.port}", self.app_cpu, PRIORITY_NORMAL, sink.main) for sink in self.sinks
+        ]
         self.starting = len(self.sinks)
+
+    def add_napi_thread(self, core: int) -> None:
+        """Let a thread on ``core`` poll instead of the softirq.
+
+        Raises:
+            ValueError: if there is no such core.
+        """
+        napi = self.adapter.napi
+
+        async def main(cpu: Cpu) -> None:
+            await napi_threaded_poll(cpu, napi)
+
+        cpu = core_of(self.kernel, core, "poll")
+        napi.thread = self.kernel.new_task("napi/eth0-0", cpu, PRIORITY_NORMAL, main, Mode.KERNEL)
+        self.tasks.append(napi.thread)
 
     @classmethod
     def receivers(cls, options: Options) -> tuple[int, ...]:

@@ -1,21 +1,32 @@
 """The interface of the paths."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sw.linux.cpu import Cpu
 from sw.linux.kernel import Kernel
 from sw.linux.sched import Task
 from sw.options import Options
 
-__all__ = ["BOOT_CORE", "Path", "PathError"]
+__all__ = ["BOOT_CORE", "Path", "PathError", "core_of"]
 
-#: The core that boots, takes the card's interrupt and runs the receivers.
+#: The core that boots and takes the card's interrupt.
 BOOT_CORE = 0
 
 
 class PathError(ValueError):
     """A path or an application that does not exist; the message is one line."""
+
+
+def core_of(kernel: Kernel, index: int, purpose: str) -> Cpu:
+    """Core ``index``, which is to do something.
+
+    Raises:
+        ValueError: if there is no such core.
+    """
+    if not 0 <= index < len(kernel.cpus):
+        raise ValueError(f"there is no core {index} to {purpose} on; cores: 0 to {len(kernel.cpus) - 1}")
+    return kernel.cpus[index]
 
 
 class Path:
@@ -40,12 +51,14 @@ class Path:
     costs: ClassVar[tuple[str, ...]] = ("linux",)  #: tables of cycles that its software needs, see ``sw.costs``
     needs_peer: ClassVar[bool] = False  #: traffic is what a peer and the host say to each other, no recording
     least_ring: ClassVar[int] = 32  #: receive descriptors it cannot do without
+    defaults: ClassVar[Mapping[str, Any]] = {}  #: of ``sw.options.Options``, what a run has where they differ
 
     def __init__(self, kernel: Kernel, options: Options):
         self.kernel = kernel
         self.options = options
         self.tasks: list[Task] = []  #: what runs from the start
         self.starting = 0  #: programs that will note ``ready``
+        self.app_cpu = core_of(kernel, options.app_core, "receive")  #: where the receiving programs run
 
     @classmethod
     def application(cls, name: str | None) -> str:

@@ -37,6 +37,7 @@ def test_root_complex_quiet(monkeypatch):
     planted = {
         "forgets finished writes": dut.quiet | dut.memory.write_done,
         "forgets all but what comes in": dut.quiet | ~dut.link.receive.valid,
+        "forgets interrupts between cores": dut.quiet | dut.mmio_bridge.interrupt.valid,
         "forgets the other ports": dut.quiet | ~dut.link.receive.ready,
     }
     prove_quiet(dut, domain="uncore", cover_depth=6, planted=planted)

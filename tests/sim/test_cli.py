@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sim import cli
+from sw.paths import PATHS
 
 CAPTURE = Path(__file__).parents[2] / "traffic" / "programs.pcapng"
 
@@ -25,8 +26,8 @@ def call(capsys, monkeypatch, *arguments):
     [
         (["rn"], "No such command 'rn'. Did you mean 'run'?"),
         (["run"], "Missing argument 'PATH'"),
-        (["run", "nappi"], "'nappi' is not one of 'napi', 'xdp', 'dpdk'"),
-        (["run", "napi", "--trafic", "x"], "No such option '--trafic'. Did you mean '--traffic'?"),
+        (["run", "nappi"], f"'nappi' is not one of {', '.join(map(repr, PATHS))}"),
+        (["run", "napi", "--trafic", "x"], "No such option '--trafic'."),
         (["run", "napi", "--traffic", "nowhere.pcap"], "nowhere.pcap: no such capture file"),
         (["run", "napi", "--traffic", __file__], "not a readable pcap or pcapng file"),
         (["run", "napi", "--traffic", CAPTURE, "--size", "64"], "--size is for generated frames"),

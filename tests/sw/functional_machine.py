@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from hw.bus.core import TIMER_VECTOR
-from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE
+from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE, MSI_BYTES
 from hw.nic.descriptors import DESCRIPTOR_BYTES, RX_READ, RX_WRITE_BACK, TX_DATA, TX_WRITE_BACK
 from hw.nic.registers import MSIX_ENTRY_BYTES, REG, REGISTERS
 from sim.engine.shadow import PendingStore, physical
@@ -19,6 +19,9 @@ EXECUTE, LOAD, STORE, PREFETCH, MMIO_READ, MMIO_WRITE, FENCE, HALT, CLI, STI, IR
     kind.value for kind in OperationKind
 )
 LFENCE, SFENCE, STORE_NT, CLFLUSH, WRITE_CR3, INVLPG, RDTSC, TSC_DEADLINE = _MORE
+
+#: A POLL that would give up only after so many cycles is a way to rest.
+ENDLESS = 1 << 30
 
 #: Ticks of one unit of EITR; the real one is 2.048 us.
 EITR_UNIT_TICKS = 6144
@@ -182,11 +185,14 @@ class FunctionalNic:
         address = int.from_bytes(entry[:4], "little")
         assert address & 0xFFF0_0000 == MSI_BASE
         self.not_before = now + EITR_UNIT_TICKS * REG.EITR.INTERVAL.get(self.get(REG.EITR))
-        self.machine.cores[address >> 12 & 0xFF].pending.append(entry[8])
+        pending = self.machine.cores[address >> 12 & 0xFF].pending
+        if entry[8] not in pending:
+            pending.append(entry[8])
 
 
 class _Core:
-    def __init__(self):
+    def __init__(self, index: int):
+        self.index = index
         self.context = -1
         self.time = 0
         self.enabled = True
@@ -206,7 +212,7 @@ class FunctionalMachine:
 
     def __init__(self, cores: int = 2, dram_bytes: int = 4 << 20):
         self.memory = bytearray(dram_bytes)
-        self.cores = [_Core() for _ in range(cores)]
+        self.cores = [_Core(index) for index in range(cores)]
         self.nic = FunctionalNic(self)
         self.frames: list[tuple[int, int, bytes, int]] = []
         self.calls: list[tuple[int, int, Callable[[], object]]] = []  #: tick, number, what is called then
@@ -309,11 +315,12 @@ class FunctionalMachine:
             core = min((c for c in self.cores if self._can_run(c)), key=lambda c: c.time, default=None)
             arrival = self.frames[0][0] if self.frames else None
             moderated = self.nic.not_before if self.nic.pending() else None
-            deadlines = (core.deadline or None for core in self.cores)
+            deadlines = (each.deadline or None for each in self.cores)
             while self.calls and self.calls[0][1] in self.cancelled:
                 heapq.heappop(self.calls)
             call = self.calls[0][0] if self.calls else None
             event = min((t for t in (arrival, moderated, call, *deadlines) if t is not None), default=None)
+            core = self._gives_up(min((t for t in (event, core and core.time) if t is not None), default=None)) or core
             if core is None and event is None:
                 return [Wake(WakeKind.IDLE, -1, -1, 0, 0)]
             time = core.time if core is not None else max(event, self.now)
@@ -331,10 +338,33 @@ class FunctionalMachine:
     def _can_run(self, core: _Core) -> bool:
         if core.context < 0 or core.waits_for_switch:
             return False
-        queue = self._contexts[core.context].queue
         if core.pending and core.enabled:
             return True
-        return bool(queue) and queue[0][1] != HALT
+        return bool(self._contexts[core.context].queue) and not self._waits(core)
+
+    def _waits(self, core: _Core) -> bool:
+        """Whether the core sleeps, or polls what has not changed."""
+        queue = self._contexts[core.context].queue if core.context >= 0 else None
+        if not queue:
+            return False
+        _, kind, address, size, data, cycles, *_ = queue[0]
+        return kind == HALT or (
+            kind == POLL and cycles > 0 and self.memory[address : address + size] == _bytes(data, size)
+        )
+
+    def _gives_up(self, until: int | None) -> _Core | None:
+        """Let time pass for the core whose POLL is the next to give up, if that is before ``until``."""
+        polls = []
+        for core in self.cores:
+            if core.context >= 0 and not core.waits_for_switch and self._waits(core):
+                operation = self._contexts[core.context].queue[0]
+                if operation[1] == POLL and operation[5] < ENDLESS:
+                    polls.append((core.time + operation[5], core.index, core, operation))
+        if not polls or (until is not None and min(polls)[0] >= until):
+            return None
+        time, _, core, operation = min(polls)
+        core.time, operation[5] = time, 0
+        return core
 
     def _device(self, now: int) -> None:
         while self.calls and self.calls[0][0] <= now:
@@ -349,10 +379,8 @@ class FunctionalMachine:
             if 0 < core.deadline <= now:
                 core.deadline = 0
                 core.pending.append(TIMER_VECTOR)
-            if core.pending and core.time < now:
-                queue = self._contexts[core.context].queue if core.context >= 0 else None
-                if queue and queue[0][1] == HALT:
-                    core.time = now
+            if core.pending and core.time < now and self._waits(core):
+                core.time = now
 
     def _step(self, core: _Core, event: int | None, wakes: list[Wake]) -> None:
         index = self.cores.index(core)
@@ -379,10 +407,8 @@ class FunctionalMachine:
             return
         raw = bytes(self.memory[address : address + size])
         result: int | bytes = int.from_bytes(raw, "little") if size <= 8 else raw
-        if kind == POLL and raw == _bytes(data, size) and cycles > 0:
-            core.time += argument
-            operation[5] -= argument
-            return
+        if kind == POLL:  # it has changed, maybe while this core slept, or time is up
+            core.time = max(core.time, self.now)
         queue.popleft()
         core.time += 1
         if kind in (STORE, STORE_NT):
@@ -407,6 +433,13 @@ class FunctionalMachine:
             wakes.append(Wake(WakeKind.COMPLETION, index, core.context, handle, result))
 
     def _mmio_write(self, address: int, data: int) -> None:
+        if MSI_BASE <= address < MSI_BASE + MSI_BYTES:
+            assert address % 0x1000 == 0
+            target = self.cores[(address - MSI_BASE) >> 12]
+            if data not in target.pending:
+                target.pending.append(data)
+            self._device(self.now)
+            return
         if BAR3_BASE <= address < BAR3_BASE + BAR3_BYTES:
             self.nic.msix[address - BAR3_BASE : address - BAR3_BASE + 4] = data.to_bytes(4, "little")
             return

@@ -12,14 +12,16 @@ import pytest
 import sw.costs
 from sw.costs import KINDS, load_costs
 from sw.costs.derive import mca
+from sw.costs.derive.__main__ import TABLES
 from sw.costs.derive.instruction import Instruction
 from sw.costs.derive.special import special_figures
 from sw.costs.derive.table import cost_of, rewrite
 from sw.costs.derive.trace import Tracer, executed
 
 DERIVE = Path(sw.costs.__file__).with_name("derive")
-EVIDENCE = json.loads((DERIVE / "linux.evidence.json").read_text())
-PLAN = tomllib.loads((DERIVE / "linux.toml").read_text())
+EVIDENCE = {table: json.loads((DERIVE / f"{table}.evidence.json").read_text()) for table in TABLES}
+PLAN = {table: tomllib.loads((DERIVE / f"{table}.toml").read_text()) for table in TABLES}
+ENTRIES = [(table, name) for table in TABLES for name in EVIDENCE[table]["entries"]]
 
 needs_mca = pytest.mark.skipif(mca.find_mca() is None, reason="there is no llvm-mca (Debian package llvm-19)")
 
@@ -27,33 +29,55 @@ needs_mca = pytest.mark.skipif(mca.find_mca() is None, reason="there is no llvm-
 # The table
 
 
-def test_the_table_is_what_the_evidence_says():
-    costs = load_costs("linux")
-    assert EVIDENCE["entries"].keys() == PLAN["entry"].keys()
-    for name, parts in EVIDENCE["entries"].items():
-        assert costs[name] == cost_of(PLAN["entry"][name], parts, EVIDENCE["source"]), name
-    inlined = {"ip_fast_csum"}
-    assert {name for name, cost in costs.items() if cost.kind == "derived"} == EVIDENCE["entries"].keys() | inlined
+#: Entries of kind "derived" without code of their own.
+INLINED = {"linux": {"ip_fast_csum"}, "dpdk": set()}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_table_is_what_the_evidence_says(table):
+    costs, evidence, plan = load_costs(table), EVIDENCE[table], PLAN[table]
+    assert evidence["entries"].keys() == plan["entry"].keys()
+    called = {name: entry for name, entry in plan["entry"].items() if "operations" in entry}
+    for name, entry in called.items():
+        assert costs[name] == cost_of(entry, evidence["entries"][name], evidence["source"]), name
+    assert {name for name, cost in costs.items() if cost.kind == "derived"} == called.keys() | INLINED[table]
+
+
+@pytest.mark.parametrize(
+    "table, name", [pair for pair in ENTRIES if "operations" not in PLAN[pair[0]]["entry"][pair[1]]]
+)
+def test_what_nobody_calls_yet_could_be_an_entry(table, name):
+    parts = EVIDENCE[table]["entries"][name]
+    cost = cost_of({"operations": 0}, parts, EVIDENCE[table]["source"])
+    assert cost.kind == "derived" and cost.cycles > 0
 
 
 def test_special_figures_say_where_they_come_from():
     for name, figures in special_figures().items():
         assert figures["kind"] in KINDS and figures["source"].strip(), name
         assert 0 <= figures["low"] <= figures["cycles"] <= figures["high"], name
-    seen = {name for parts in EVIDENCE["entries"].values() for part in parts for name in part["special"]}
+    seen = {name for table, entry in ENTRIES for part in EVIDENCE[table]["entries"][entry] for name in part["special"]}
     assert seen <= special_figures().keys()
 
 
-@pytest.mark.parametrize("name", EVIDENCE["entries"])
-def test_the_evidence_is_as_planned(name):
-    parts, planned = EVIDENCE["entries"][name], PLAN["entry"][name]
+@pytest.mark.parametrize("table, name", ENTRIES)
+def test_the_evidence_is_as_planned(table, name):
+    parts, planned = EVIDENCE[table]["entries"][name], PLAN[table]["entry"][name]
     assert [part["path"] for part in parts] == [part["path"] for part in planned["parts"]]
     for part, plan in zip(parts, planned["parts"], strict=True):
         assert (part["of"], part["times"]) == (plan.get("of", 1), plan.get("times", 1))
+        assert part.get("turns", 1) == plan.get("turns", 1)
         assert bool(part["seen"]) == ("log" in plan)
         assert part["seen"] <= part["calls"]
         assert part["low"] <= part["cycles"] <= part["high"]
         assert part["code"] and part["lines"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_walk_is_of_use(table):
+    used = {part["path"] for entry in PLAN[table]["entry"].values() for part in entry["parts"]}
+    used |= {walk for described in PLAN[table]["walk"].values() for walk in described.get("into", {}).values()}
+    assert PLAN[table]["walk"].keys() <= used
 
 
 PART = {"path": "p", "times": 1.0, "of": 1, "uops": 10.0, "cycles": 20.4, "low": 9.9, "high": 30.1, "indirect": 1}
@@ -91,7 +115,7 @@ def test_rewriting_changes_only_the_entries_named(tmp_path):
     shutil.copy(DERIVE.with_name("linux.toml"), table)
     before = table.read_text()
     costs = load_costs(table)
-    rewrite(table, {name: costs[name] for name in EVIDENCE["entries"]})
+    rewrite(table, {name: costs[name] for name in EVIDENCE["linux"]["entries"] if name in costs})
     assert table.read_text() == before
     with pytest.raises(ValueError, match="has no entry nobody to be replaced"):
         rewrite(table, {"nobody": costs["ip_rcv"]})
@@ -286,12 +310,23 @@ def test_a_function_assembled_here(tmp_path):
         },
         "entry": {"f": {"parts": [{"path": "outer"}]}},
     }
-    (path,) = find_paths(text, tmp_path, plan)["f"]
+    (path,) = find_paths(lambda log: text, tmp_path, plan)["f"]
     assert path.places(text) == [f"outer+0-{call.end - K:x}", "inner+0-5", f"outer+{call.end - K:x}-{inner:x}"]
     analysis = mca.analyse(path.code(text))
     assert (analysis.instructions, analysis.indirect) == (10, 0)
     assert 3 <= analysis.cycles <= 15
 
+    plan["entry"]["f"]["parts"] = [{"path": "outer", "turns": 3}]
+    (path,) = find_paths(lambda log: text, tmp_path, plan)["f"]
+    assert len(path.code(text)) == 30
+    walks = plan["walk"]
+    walks["outer"] = {"function": "outer", "to": walks["outer"]["into"]}
+    (path,) = find_paths(lambda log: text, tmp_path, plan)["f"]
+    assert len(path.code(text)) == 24  # inner is another entry's
+    walks["outer"]["to"]["0x3"] = "nobody"
+    with pytest.raises(PathError, match="outer: the path does not come to 0x3"):
+        find_paths(lambda log: text, tmp_path, plan)
+
     plan["entry"]["f"]["parts"] = [{"path": "wrong"}]
     with pytest.raises(PathError, match=r"wrong: nothing is said of|wrong: the path does not come to 0x3"):
-        find_paths(text, tmp_path, plan)
+        find_paths(lambda log: text, tmp_path, plan)

@@ -36,7 +36,7 @@ def make_system(machine, dram_bytes=4 << 20, path="napi", **options):
 class Bench:
     """A system on the functional machine, and what became of every frame sent to it."""
 
-    def __init__(self, dram_bytes=4 << 20, **options):
+    def __init__(self, dram_bytes=4 << 20, path="napi", **options):
         options = {"ring_size": 64, "ports": PORTS, "compute": (0, 1), "itr_us": 0.0} | options
         self.machine = FunctionalMachine(cores=2, dram_bytes=dram_bytes)
         self.delivered: dict[int, tuple[int, int]] = {}  #: frame -> port, length
@@ -49,7 +49,7 @@ class Bench:
             2,
             dram_bytes,
             COSTS,
-            "napi",
+            path,
             Options(mac=MAC, addresses=(IP_ADDRESS,), **options),
             on_note=self.noted,
         )
@@ -413,7 +413,7 @@ def test_loads_from_a_loaded_address_wait_for_it(monkeypatch):
         ("udp4_lib_lookup", "udp4_lib_lookup", 4),  # two sockets in one slot
         ("udp_enqueue_schedule_skb", "udp4_lib_lookup", 2),
         ("sock_def_readable", "sock_def_readable", 3),  # the sleeper's task, its neighbours
-        ("try_to_wake_up", "try_to_wake_up", 1),  # the running task's priority
+        ("try_to_wake_up", "try_to_wake_up", 2),  # the running task's priority and flags
         ("context_switch", "schedule", 3),  # the registers: the queue
         ("skb_recv_udp", "skb_recv_udp", 3),  # the skb's neighbours and size
         ("udp_recvmsg", "skb_recv_udp", 5),  # the skb

@@ -9,7 +9,7 @@ import pytest
 
 from sim.wire.frames import CLIENT_IP, CLIENT_MAC
 from sim.wire.impairment import Impairment
-from sim.wire.tcp_endpoint import State, Tuning
+from sim.wire.tcp_endpoint import State
 from sim.wire.tcp_peer import TcpPeer
 from sw.costs import load_costs
 from sw.linux.net.tcp_sock import TCP_SOCK, TcpState

@@ -127,7 +127,7 @@ def test_a_run_leaves_what_the_documentation_says(tmp_path):
     result = experiment.run()
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(experiment.files())
     assert result.keys() == KEYS
-    assert result["software"] == {"mitigations": [], "background": True, "idle": "poll"}
+    assert result["software"] == {"mitigations": [], "background": True, "idle": "poll", "options": {}}
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert result["latency_ns"]["min"] <= result["latency_ns"]["p50"] <= result["latency_ns"]["max"]
     for core in result["cores"]:

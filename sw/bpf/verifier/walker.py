@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from errno import E2BIG, EACCES, EINVAL
 
 from sw.bpf.instruction import (
+    ALU_TEXT,
     FRAME_POINTER,
     MAX_CALL_FRAMES,
     REGISTERS,
@@ -313,7 +314,7 @@ class Walker:
         if register.is_pointer and operand.is_pointer:
             if difference:
                 return scalar(UNKNOWN if _width(instruction) == 64 else UNKNOWN32)
-            symbol = _SYMBOLS[AluOperation(operation)]
+            symbol = ALU_TEXT[AluOperation(operation)]
             raise Refusal(EACCES, f"R{destination} pointer {symbol} pointer prohibited")
         pointer, addend = (register, operand) if register.is_pointer else (operand, register)
         mark(addend.origins)
@@ -542,21 +543,6 @@ class Walker:
         if result.is_pointer and not self.privileged:
             raise Refusal(EACCES, "R0 leaks addr as return value")
         return None
-
-
-_SYMBOLS = {
-    AluOperation.ADD: "+=",
-    AluOperation.SUB: "-=",
-    AluOperation.MUL: "*=",
-    AluOperation.DIV: "/=",
-    AluOperation.OR: "|=",
-    AluOperation.AND: "&=",
-    AluOperation.LSH: "<<=",
-    AluOperation.RSH: ">>=",
-    AluOperation.MOD: "%=",
-    AluOperation.XOR: "^=",
-    AluOperation.ARSH: "s>>=",
-}
 
 
 #: How a number compares with itself; JSET depends on whether it is 0.

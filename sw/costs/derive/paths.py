@@ -1,7 +1,7 @@
 """Which code an entry of the table runs: found in the recordings, or walked as described."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ class CodePath:
     of: int  #: packets (objects) that one call handles
     times: float  #: how often the entry takes it
     also: tuple[str, ...] = ()  #: special instructions that run outside the kernel's code
+    turns: int = 1  #: how often it runs, one time after the other
+    log: str = ""  #: the recording it was found in
 
     def places(self, text: "Text") -> list[str]:
         """The runs as ``function+start-end``, offsets in hexadecimal."""
@@ -38,22 +40,25 @@ class CodePath:
 
     def code(self, text: "Text") -> list[Instruction]:
         """Its instructions, in the order in which they run."""
-        return [instruction for run in self.runs for instruction in text.run(*run)]
+        return [instruction for run in self.runs for instruction in text.run(*run)] * self.turns
 
 
-def find_paths(text: "Text", work: Path, plan: Mapping[str, Any]) -> dict[str, list[CodePath]]:
+def find_paths(text_of: Callable[[str], "Text"], work: Path, plan: Mapping[str, Any]) -> dict[str, list[CodePath]]:
     """The parts of every entry of ``plan`` (``linux.toml``).
+
+    Arguments:
+        text_of: the code during the recording of that name; of "", where nothing is recorded.
 
     Raises:
         PathError: if one of them cannot be found.
     """
     try:
-        tracers = {log: Tracer(text, set(plan["roots"])) for log in _logs(plan)}
+        tracers = {log: Tracer(text_of(log), set(plan["roots"])) for log in _logs(plan)}
     except KeyError as error:
         raise PathError(f"this kernel has no function {error}") from None
     for log, tracer in tracers.items():
         tracer.follow(work / f"{log}.log")
-    walker = _Walker(text, plan["walk"], set(plan["roots"]))
+    walker = _Walker(text_of(""), plan["walk"], set(plan["roots"]))
     return {
         name: [_recorded(part, tracers) if "log" in part else _walked(part, walker) for part in entry["parts"]]
         for name, entry in plan["entry"].items()
@@ -73,7 +78,7 @@ def _recorded(part: Mapping[str, Any], tracers: Mapping[str, Tracer]) -> CodePat
                 fitting[runs] += count
         if fitting:
             runs, seen = min(fitting.items(), key=lambda item: (-item[1], item[0]))
-            return _path(part, runs, seen, fitting.total())
+            return _path(part, runs, seen, fitting.total(), log)
     raise PathError(f"no call of {part['path']} in {', '.join(part['log'])} is as described")
 
 
@@ -84,12 +89,13 @@ def _walked(part: Mapping[str, Any], walker: "_Walker") -> CodePath:
             runs[-1] = (runs[-1][0], end)
         else:
             runs.append((start, end))
-    return _path(part, tuple(runs), 0, 0)
+    return _path(part, tuple(runs), 0, 0, "")
 
 
-def _path(part: Mapping[str, Any], runs: tuple[tuple[int, int], ...], seen: int, calls: int) -> CodePath:
+def _path(part: Mapping[str, Any], runs: tuple[tuple[int, int], ...], seen: int, calls: int, log: str) -> CodePath:
     times = float(part.get("times", 1))
-    return CodePath(part["path"], runs, seen, calls, part.get("of", 1), times, tuple(part.get("also", ())))
+    also = tuple(part.get("also", ()))
+    return CodePath(part["path"], runs, seen, calls, part.get("of", 1), times, also, part.get("turns", 1), log)
 
 
 class _Walker:
@@ -109,7 +115,8 @@ class _Walker:
             raise PathError(f"this kernel has no function {walk['function']}") from None
         at = base + walk.get("begin", 0)
         until = base + walk["until"] if "until" in walk else None
-        unmet = set(walk.get("taken", ())) | {int(offset, 16) for offset in walk.get("into", {})}
+        unmet = set(walk.get("taken", ()))
+        unmet |= {int(offset, 16) for calls in ("into", "to") for offset in walk.get(calls, {})}
         passed = 0
         start = at
         while True:
@@ -154,6 +161,8 @@ class _Walker:
         into = walk.get("into", {}).get(f"{offset:#x}")
         if into:
             yield from self.walk(into)
+            return
+        if f"{offset:#x}" in walk.get("to", {}):
             return
         callee = self._text.place(target)[0] if target is not None else "an indirect call"
         own = [walk["function"] for walk in self._walks.values()]

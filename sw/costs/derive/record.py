@@ -10,24 +10,17 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
+from sw.costs.derive.scenarios import CARDS, PROGRAMS, Link, Scenario
 
-__all__ = ["BURSTS", "CARDS", "MODULES", "RecordError", "Recorder", "package_of", "unpack"]
-
-#: Network cards of the machine, as QEMU calls them.
-CARDS = {0: "e1000", 1: "e1000e"}
-
-#: Recordings of each card: packets that come together, again and again, and the seconds between. The first warms up.
-BURSTS = {"warm": ([8] * 4, 0.2), "single": ([1] * 40, 0.1), "burst": ([32] * 8, 0.3)}
+__all__ = ["MODULES", "RecordError", "Recorder", "package_of", "unpack"]
 
 #: Modules and their parameters, in the order in which they are loaded; ixgbe without a card.
 MODULES = {
     **dict.fromkeys(("dca", "xfrm_algo", "libphy", "mdio_devres", "mdio", "ixgbe", "e1000e"), ""),
+    **dict.fromkeys(("x_tables", "ip_tables", "iptable_raw"), ""),
     "e1000": "copybreak=0",  #: skbs are built around the card's buffers, however short the packet
 }
 
@@ -91,6 +84,8 @@ class Recorder:
         _need_tools()
         self.work = work
         work.mkdir(parents=True, exist_ok=True)
+        for old in (work / "console", *work.glob("text-*")):
+            old.unlink(missing_ok=True)
         kernels = sorted(root.glob("boot/vmlinuz-*"))
         if len(kernels) != 1:
             raise RecordError(f"{root}/boot holds {len(kernels)} kernels, not 1")
@@ -131,27 +126,27 @@ class Recorder:
         self._monitor.connect(str(self._monitor_path))
         self._answers = self._monitor.makefile("rb")
         self._ask("qmp_capabilities")
-        self._save_text()
+        self._save_text(self.work)
 
     def close(self) -> None:
         """Stop the machine."""
         self._process.terminate()
         self._process.wait()
 
-    def record(self, name: str, bursts: Sequence[int], card: int, seconds_between: float, payload: int = 18) -> Path:
-        """Log while ``bursts`` of so many packets arrive at ``card``; returns the log, ``NAME.log``."""
+    def record(self, name: str, scenario: Scenario, card: int) -> Path:
+        """Log while the frames of ``scenario`` arrive at ``card``; returns the log, ``NAME.log``."""
         log = self.work / f"{name}.log"
+        link = Link(card, self._sockets[card])
         self._log("exec,nochain", log)
-        frame = Ether(dst=f"02:00:00:00:00:0{card}", src="02:00:00:00:01:00")
-        frame /= IP(src=f"10.0.{card}.1", dst=f"10.0.{card}.2") / UDP(sport=1000, dport=9) / bytes(payload)
-        data = bytes(frame)
-        for burst in bursts:
+        for burst in scenario.frames(link):
             self._ask("stop")
-            for _ in range(burst):
-                self._sockets[card].sendto(data, self._card_addresses[card])
+            for frame in burst:
+                self._sockets[card].sendto(frame, self._card_addresses[card])
             self._ask("cont")
-            time.sleep(seconds_between)
+            time.sleep(scenario.seconds)
         self._log("nochain", self.work / "qemu.log")
+        if scenario.patches:
+            self._save_text(self.work / f"{name}.text")
         return log
 
     @staticmethod
@@ -174,8 +169,9 @@ class Recorder:
             if len(found) != 1:
                 raise RecordError(f"the kernel package has {len(found)} modules named {module}.ko, not 1")
             shutil.copy(found[0], tree)
-        receiver = [*("gcc", "-O2", "-static", "-o"), str(tree / "receiver"), str(_HERE / "guest_receiver.c")]
-        subprocess.run(receiver, check=True)
+        (tree / "programs.list").write_text("".join(f"{words}\n" for words in PROGRAMS))
+        programs = [*("gcc", "-O2", "-static", "-o"), str(tree / "programs"), str(_HERE / "guest_programs.c")]
+        subprocess.run(programs, check=True)
         archive = self.work / "initramfs.cpio"
         names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
         with archive.open("wb") as out:
@@ -207,8 +203,9 @@ class Recorder:
         self._ask("human-monitor-command", **{"command-line": f"logfile {file}"})
         self._ask("human-monitor-command", **{"command-line": f"log {items}"})
 
-    def _save_text(self) -> None:
+    def _save_text(self, directory: Path) -> None:
         """Save the code of the kernel and of each module from the memory of the machine."""
+        directory.mkdir(exist_ok=True)
         symbols = (self.work / "symbols").read_text()
         bounds = [int(re.search(rf"^(\w+) . {name}$", symbols, re.M)[1], 16) for name in ("_stext", "_etext")]  # type: ignore[index]
         places = [(bounds[0], bounds[1] - bounds[0])]
@@ -216,4 +213,4 @@ class Recorder:
         places += [(int(base, 16), int(size)) for size, base in re.findall(r"^\w+ (\d+) \d+ .* (0x\w+)", console, re.M)]
         for base, size in places:
             # QMP's integers have a sign.
-            self._ask("memsave", val=base - (1 << 64), size=size, filename=str(self.work / f"text-{base:x}"))
+            self._ask("memsave", val=base - (1 << 64), size=size, filename=str(directory / f"text-{base:x}"))

@@ -37,9 +37,13 @@ class Text:
         self._cache: dict[int, Instruction] = {}
 
     @classmethod
-    def load(cls, work: Path) -> "Text":
-        """Read what :class:`~sw.costs.derive.record.Recorder` saved."""
-        pieces = [(int(path.name[5:], 16), path.read_bytes()) for path in work.glob("text-*")]
+    def load(cls, work: Path, log: str = "") -> "Text":
+        """Read what :class:`~sw.costs.derive.record.Recorder` saved.
+
+        The code is that of the recording ``log``, if the kernel changed it then.
+        """
+        places = work / f"{log}.text" if (work / f"{log}.text").exists() else work
+        pieces = [(int(path.name[5:], 16), path.read_bytes()) for path in places.glob("text-*")]
         symbols = re.findall(r"^(\w+) [tTwW] (\S+)", (work / "symbols").read_text(), re.M)
         return cls(pieces, ((int(a, 16), name) for a, name in symbols if not _NO_FUNCTION.match(name)))
 

@@ -5,7 +5,7 @@ from sw.linux.cpu import Cpu
 from sw.linux.net.ipv4 import ETH_P_IP, ip_rcv
 from sw.linux.skb import SK_BUFF, PacketType, kfree_skb_reason
 
-__all__ = ["init_packet_types", "napi_gro_receive"]
+__all__ = ["init_packet_types", "napi_gro_receive", "netif_receive_skb"]
 
 #: Buckets of ``ptype_base``, the handlers by EtherType: 8 bytes each.
 PTYPE_HASH_SIZE = 16

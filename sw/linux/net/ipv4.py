@@ -70,6 +70,7 @@ async def drop_by_rule(cpu: Cpu, skb: int, length: int) -> None:
     await kfree_skb(cpu, skb)
 
 
+@function()
 async def ip_rcv_finish(cpu: Cpu, skb: int, data: int, header: bytes, header_length: int, total_length: int) -> None:
     """Cut Ethernet's padding, look the destination up, go to the transport protocol."""
     if not await ip_route_input(cpu, header[16:20]):

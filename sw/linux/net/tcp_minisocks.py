@@ -5,7 +5,6 @@ import errno
 from sw.core import function
 from sw.linux.cpu import Cpu
 from sw.linux.list import init_list_head, list_del, list_empty, list_first
-from sw.linux.mm import kmem_cache_alloc, kmem_cache_free
 from sw.linux.net.inet_hashtables import inet_unhash
 from sw.linux.net.tcp_ack import TCP_TIMEOUT_INIT
 from sw.linux.net.tcp_cong import TCP_INFINITE_SSTHRESH, TCP_INIT_CWND
@@ -17,6 +16,7 @@ from sw.linux.net.tcp_sock import (
 )
 from sw.linux.net.tcp_timer import inet_csk_clear_xmit_timers
 from sw.linux.skb import free_undelivered_skb, kfree_skb
+from sw.linux.slab import kmem_cache_alloc, kmem_cache_free
 from sw.linux.socket import SOCK, sock_def_readable
 from sw.linux.timer import jiffies, mod_timer, timer_setup
 

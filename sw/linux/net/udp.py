@@ -4,11 +4,18 @@ import struct
 
 from sw.core import LINE, function
 from sw.linux.atomic import atomic_add
+from sw.linux.busy_poll import napi_resume_irqs, sk_busy_loop
 from sw.linux.cpu import Cpu
 from sw.linux.list import Entry, list_add_tail, list_del, list_empty, list_first, list_splice_tail_init
 from sw.linux.net.checksum import IPPROTO_UDP, fold, partial, pseudo_header, udp_lib_checksum_complete
 from sw.linux.skb import SK_BUFF, IpSummed, consume_skb, kfree_skb_reason
-from sw.linux.socket import SOCK, skb_wait_for_more_packets, sock_def_readable
+from sw.linux.socket import (
+    SOCK,
+    lock_receive_queue,
+    skb_wait_for_more_packets,
+    sock_def_readable,
+    unlock_receive_queue,
+)
 from sw.linux.softirq import local_bh_disable, local_bh_enable, spin_lock_bh, spin_unlock_bh
 from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
 from sw.linux.uaccess import copy_to_user, csum_and_copy_to_user
@@ -102,7 +109,16 @@ async def udp4_lib_lookup(cpu: Cpu, port: int, after: int) -> tuple[int, int]:
 @function()
 async def udp_queue_rcv_skb(cpu: Cpu, sock: int, skb: int, after: int) -> None:
     """Queue a datagram to ``sock``, known since load ``after``, unless that holds too much already."""
+    if cpu.kernel.busy_read_us:
+        await _sk_mark_napi_id(cpu, sock, skb, after)
     await udp_enqueue_schedule_skb(cpu, sock, skb, after)
+
+
+async def _sk_mark_napi_id(cpu: Cpu, sock: int, skb: int, after: int) -> None:
+    """Remember where the datagram came from; ``sock`` is known since load ``after``."""
+    napi_id = await cpu.get(skb, SK_BUFF.napi_id)
+    if await cpu.get(sock, SOCK.napi_id, after=after) != napi_id:
+        cpu.put(sock, SOCK.napi_id, napi_id)
 
 
 @function()
@@ -122,10 +138,9 @@ async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int, after: int) ->
     if busy:
         await raw_spin_lock(cpu, busy)
     await atomic_add(cpu, truesize, rmem_alloc)
-    lock = sock + SOCK.receive_queue_lock.offset
-    await raw_spin_lock(cpu, lock)
+    enabled = await lock_receive_queue(cpu, sock)
     await list_add_tail(cpu, skb, sock + SOCK.receive_queue.offset)
-    raw_spin_unlock(cpu, lock)
+    unlock_receive_queue(cpu, sock, enabled)
     await sock_def_readable(cpu, sock)
     if busy:
         raw_spin_unlock(cpu, busy)
@@ -177,26 +192,31 @@ async def _copy_and_check(cpu: Cpu, buffer: int, ip: int, data: int, length: int
 
 @function()
 async def skb_recv_udp(cpu: Cpu, sock: int) -> Entry:
-    """Dequeue a datagram, sleeping until there is one (``__skb_recv_udp``).
+    """Dequeue a datagram, busy-polling if it may, then sleeping, until there is one (``__skb_recv_udp``).
 
     The reader has a queue of its own, to which it moves what has arrived all at once.
     """
     queue, lock = sock + SOCK.reader_queue.offset, sock + SOCK.reader_queue_lock.offset
-    receive_queue, receive_lock = sock + SOCK.receive_queue.offset, sock + SOCK.receive_queue_lock.offset
+    receive_queue = sock + SOCK.receive_queue.offset
     while True:
         await spin_lock_bh(cpu, lock)
         skb = await list_first(cpu, queue)
         if skb.address:
             await _dequeue(cpu, sock, skb)
         elif not await list_empty(cpu, receive_queue):
-            await raw_spin_lock(cpu, receive_lock)
+            enabled = await lock_receive_queue(cpu, sock)
             await list_splice_tail_init(cpu, receive_queue, queue)
             skb = await list_first(cpu, queue)
             await _dequeue(cpu, sock, skb, locked=True)
-            raw_spin_unlock(cpu, receive_lock)
+            unlock_receive_queue(cpu, sock, enabled)
         await spin_unlock_bh(cpu, lock)
         if skb.address:
             return skb
+        if cpu.kernel.busy_read_us:
+            await sk_busy_loop(cpu, sock)
+            if not await list_empty(cpu, receive_queue):
+                continue
+            await napi_resume_irqs(cpu, sock)
         await skb_wait_for_more_packets(cpu, sock)
 
 
@@ -218,11 +238,10 @@ async def _rmem_release(cpu: Cpu, sock: int, size: int, empty: bool, locked: boo
         cpu.put(sock, SOCK.forward_deficit, size)
         return
     cpu.put(sock, SOCK.forward_deficit, 0)
-    receive_queue, lock = sock + SOCK.receive_queue.offset, sock + SOCK.receive_queue_lock.offset
-    if not locked:
-        await raw_spin_lock(cpu, lock)
+    receive_queue = sock + SOCK.receive_queue.offset
+    enabled = False if locked else await lock_receive_queue(cpu, sock)
     await atomic_add(cpu, -size, sock + SOCK.rmem_alloc.offset)
     if not await list_empty(cpu, receive_queue):
         await list_splice_tail_init(cpu, receive_queue, sock + SOCK.reader_queue.offset)
     if not locked:
-        raw_spin_unlock(cpu, lock)
+        unlock_receive_queue(cpu, sock, enabled)

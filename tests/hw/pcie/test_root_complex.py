@@ -14,7 +14,7 @@ from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
 from hw.config import load_machine
 from hw.lib.observe import collect
 from hw.lib.probe import Counter, Probe
-from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE
+from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE, MSI_BYTES
 from hw.pcie.mmio_bridge import MmioBridge
 from hw.pcie.read_engine import ReadEngine
 from hw.pcie.root_complex import READ_LINES, RootComplex
@@ -165,6 +165,7 @@ class Bench:
             offering, answering = False, None
             mmio_offered = [False] * len(self.mmio)
             held, wanted = None, None
+            interrupting: list[int | None] = [None] * len(self.mmio)
             for edge in range(edges):
                 # Inputs of this edge
                 self.on_edge()
@@ -221,6 +222,9 @@ class Bench:
                         self.responses.append((edge, core, ctx.get(port.response.payload.data)))
                         self.on_response()
                     line = dut.interrupt[core]
+                    vector = ctx.get(line.payload.vector) if ctx.get(line.valid) else None
+                    assert interrupting[core] in (None, vector), "an offered interrupt changed or vanished"
+                    interrupting[core] = None if ctx.get(line.ready) else vector
                     if ctx.get(line.valid) and ctx.get(line.ready):
                         self.interrupts.append((edge, core, ctx.get(line.payload.vector)))
                         self.on_interrupt()
@@ -315,6 +319,28 @@ def test_interrupt_latency():
     bench.to_host.extend(interrupt(1, 0x41))
     bench.run(5)
     assert bench.interrupts == [(1, 1, 0x41)]
+
+
+def test_interrupt_between_cores_latency():
+    bench = Bench()
+    bench.mmio[0].extend([(1, MSI_BASE + (1 << 12), 4, 0x23), (1, BAR0_BASE, 4, 7)])
+    bench.mmio[1].append((1, MSI_BASE, 4, 0x3F))
+    bench.run(8)
+    # Requests are taken in turns, one per cycle, and go one cycle later.
+    assert bench.requests == [(0, 1), (1, 0), (2, 0)]
+    assert bench.interrupts == [(1, 0, 0x3F), (2, 1, 0x23)]
+    assert [(s.edge, s.kind) for s in bench.sent] == [(3, MWR)]
+    assert bench.counters["mmio_bridge.interrupts"] == 2 == bench.counters["interrupts"]
+    sent = [(edge, fields) for edge, name, fields in bench.events if name == "interrupt_sent"]
+    assert sent == [(1, {"core": 0, "vector": 0x3F}), (2, {"core": 1, "vector": 0x23})]
+
+
+def test_interrupt_between_cores_does_not_wait_for_a_devices_writes():
+    bench = Bench(Memory(random.Random(0), write_delay=(30, 30)))
+    bench.to_host.extend(write(0x40, bytes(64)) + interrupt(1, 0x20))
+    bench.mmio[0].append((1, MSI_BASE + (1 << 12), 4, 0x3F))
+    bench.run(40)
+    assert bench.interrupts == [(1, 1, 0x3F), (31, 1, 0x20)]
 
 
 # Ordering
@@ -458,6 +484,49 @@ def test_unclaimed_mmio(address, size):
     assert bench.responses == [(1, 0, (1 << 64) - 1 if size == 8 else (1 << 32) - 1)]
     assert [(s.kind, s.address) for s in bench.sent] == [(MWR, BAR0_BASE)]
     assert bench.counters["mmio_bridge.unclaimed"] == 2
+
+
+@pytest.mark.parametrize(
+    "write, address, size",
+    [
+        (1, MSI_BASE + (2 << 12), 4),  # there are two cores
+        (1, MSI_BASE, 8),
+        (1, MSI_BASE + 2, 4),
+        (1, MSI_BASE - 4, 4),
+        (1, MSI_BASE + MSI_BYTES, 4),
+        (0, MSI_BASE, 4),
+    ],
+)
+def test_what_is_no_interrupt_for_a_core(write, address, size):
+    bench = Bench()
+    bench.mmio[0].extend([(write, address, size, 0x20), (1, MSI_BASE, 4, 0x21)])
+    bench.run(8)
+    assert [(core, vector) for _, core, vector in bench.interrupts] == [(0, 0x21)]
+    assert not bench.sent and bench.counters["mmio_bridge.unclaimed"] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interrupts_of_cores_and_of_the_card_share_the_way(seed):
+    """Each arrives once, those of one sender in their order, whether quiet edges are skipped or not."""
+    results = []
+    for skip in (False, True):
+        rng = random.Random(seed)
+        bench = Bench(Memory(rng, (1, 9)), skip)
+        sent: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}  # by sender, 2 is the card
+        for number in range(30):
+            for sender in sent:
+                target, vector = rng.randrange(2), 64 * sender + number
+                sent[sender].append((target, vector))
+                if sender < 2:
+                    bench.mmio[sender].append((1, MSI_BASE + (target << 12), 4, vector))
+                else:
+                    bench.to_host.extend(write(64 * number, bytes(64)) + interrupt(target, vector))
+        bench.run(800, core_ready=0.3, offer=0.4, seed=seed)
+        for sender, all_of_it in sent.items():
+            assert [(core, v) for _, core, v in bench.interrupts if v // 64 == sender] == all_of_it
+        assert (bench.skipped > 0) == skip
+        results.append((bench.interrupts, bench.counters))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("size", [4, 8])
