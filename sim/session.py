@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sim.engine.engine import Engine
 from sim.observe.log import EventLog
 from sim.observe.stages import Stage, stage_of
 from sim.result import FUNCTION_MASK, Observation
-from sim.wire.frames import GENERATOR_PORT, HOST_IP, HOST_MAC
+from sim.wire.frames import GENERATOR_PORT, HOST_IP, HOST_MAC, neighbours_in
 from sw.core import Note, Record
 from sw.costs import load_tables
 from sw.linux.cpuidle import Cpuidle
@@ -60,8 +61,14 @@ class Software:
     background: bool = True
     idle: str = "poll"
 
-    def system(self, engine: Engine, machine: MachineConfig, on_note: Callable[[Note], None]) -> System:
-        """Assemble it.
+    def system(
+        self,
+        engine: Engine,
+        machine: MachineConfig,
+        on_note: Callable[[Note], None],
+        neighbours: Mapping[bytes, bytes] = MappingProxyType({}),
+    ) -> System:
+        """Assemble it; ``neighbours``: see ``sw.options.Options``.
 
         Raises:
             ConfigError: when it cannot be set up on this machine.
@@ -73,6 +80,7 @@ class Software:
                 **{
                     "mac": HOST_MAC,
                     "addresses": (HOST_IP.packed,),
+                    "neighbours": neighbours,
                     "ports": PORTS,
                     "compute": (0,) if self.background else (),
                     "cpuidle": Cpuidle(
@@ -121,7 +129,7 @@ async def observe(
     begin = time.monotonic()
     engine.keep_transmitted()
     account = _Account()
-    system = software.system(engine, machine, account.note)
+    system = software.system(engine, machine, account.note, neighbours_in(data for _, data in frames))
     await system.boot()
     counters_at_ready = engine.counters()
 

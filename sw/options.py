@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 
 from sw.linux.cpuidle import Cpuidle
 from sw.linux.napi import NETDEV_BUDGET
-from sw.linux.socket import SOCK_RCVBUF
+from sw.linux.net.route import Route
+from sw.linux.socket import SOCK_RCVBUF, SOCK_SNDBUF
 from sw.linux.tcp_syscall import TCP_RCVBUF
 
 __all__ = ["Options"]
@@ -18,6 +20,8 @@ class Options:
     Attributes:
         mac: station address, 6 bytes.
         addresses: the host's IPv4 addresses, 4 bytes each in network order.
+        routes: to where the host can send.
+        neighbours: hardware address (6 bytes) of each host on the link that it can send to, by IPv4 address.
         application: what receives, one of ``Path.applications``; None: the path's first.
         ports: UDP ports that a program listens on.
         app_core: core that the receiving programs run on, as taskset would have it; the boot core takes the interrupt.
@@ -27,8 +31,8 @@ class Options:
         ring_size: receive descriptors.
         itr_us: least time between two interrupts in microseconds, 0 for no moderation.
         rcvbuf: receive buffer of each socket, in bytes of ``truesize``.
-        tcp_rcvbuf: that of TCP's sockets.
-        neighbours: MAC addresses of the stations the host sends to, by IPv4 address, both as bytes.
+        sndbuf: send buffer likewise.
+        tcp_rcvbuf: receive buffer of TCP's sockets.
         tsc_khz: frequency of the cores' time-stamp counters.
         promiscuous: the card accepts frames for others too; the stack drops them as ``OTHERHOST``.
         netdev_budget: packets per receive softirq.
@@ -42,6 +46,8 @@ class Options:
 
     mac: bytes
     addresses: tuple[bytes, ...]
+    routes: tuple[Route, ...] = (Route(IPv4Network("0.0.0.0/0")),)
+    neighbours: Mapping[bytes, bytes] = field(default_factory=dict)
     application: str | None = None
     ports: tuple[int, ...] = (9,)
     app_core: int = 0
@@ -51,8 +57,8 @@ class Options:
     ring_size: int = 512
     itr_us: float = 10.0
     rcvbuf: int = SOCK_RCVBUF
+    sndbuf: int = SOCK_SNDBUF
     tcp_rcvbuf: int = TCP_RCVBUF
-    neighbours: Mapping[bytes, bytes] = field(default_factory=dict)
     tsc_khz: int = 1_000_000
     promiscuous: bool = False
     netdev_budget: int = NETDEV_BUDGET

@@ -68,6 +68,8 @@ class System:
             netdev_budget=options.netdev_budget,
             cpuidle=options.cpuidle,
             tsc_khz=options.tsc_khz,
+            routes=options.routes,
+            neighbours=options.neighbours,
         )
         self.path = kind(kernel, options)
         self.computes: list[Compute] = []

@@ -5,7 +5,7 @@ import ipaddress
 import random
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +22,7 @@ __all__ = [
     "TrafficError",
     "at_rate",
     "generate",
+    "neighbours_in",
     "parse_rate",
     "udp_frame",
     "with_fcs",
@@ -33,6 +34,7 @@ HOST_IP = ipaddress.IPv4Address("10.0.0.1")
 #: The peer that generated frames come from.
 CLIENT_MAC = bytes.fromhex("020000000002")
 CLIENT_IP = ipaddress.IPv4Address("10.0.0.2")
+_ETHERTYPE_IPV4 = b"\x08\x00"
 #: UDP port of generated frames: discard (RFC 863).
 GENERATOR_PORT = 9
 
@@ -104,6 +106,15 @@ def generate(size: int, count: int, seed: int) -> list[bytes]:
     chance = random.Random(seed)
     length = size - FCS_BYTES - HEADER_BYTES
     return [udp_frame(chance.randbytes(length), chance.randrange(1024, 65536)) for _ in range(count)]
+
+
+def neighbours_in(frames: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Whom the host has to know to answer IPv4 frames: hardware address by IPv4 address of their senders."""
+    found = {}
+    for frame in frames:
+        if frame[12:14] == _ETHERTYPE_IPV4 and len(frame) >= HEADER_BYTES:
+            found[frame[26:30]] = frame[6:12]
+    return found
 
 
 def at_rate(

@@ -17,13 +17,14 @@ from sw.ixgbe.hw import (
 )
 from sw.ixgbe.ring import IXGBE_RX_BUFSZ, IxgbeRing
 from sw.ixgbe.rx import ixgbe_alloc_rx_buffers, ixgbe_clean_rx_irq, ixgbe_init_rx_ring, ixgbe_next_status
-from sw.ixgbe.tx import IxgbeTxRing, ixgbe_clean_tx_irq, ixgbe_init_tx_ring
+from sw.ixgbe.tx import IxgbeTxRing, ixgbe_clean_tx_irq, ixgbe_init_tx_ring, ixgbe_xmit_frame_ring
 from sw.ixgbe.xdp import IxgbeXdp
 from sw.ixgbe.xsk import ixgbe_clean_rx_irq_zc, ixgbe_clean_xdp_tx_irq
 from sw.linux.cpu import Cpu
 from sw.linux.irq import FIRST_EXTERNAL_VECTOR
 from sw.linux.kernel import Kernel
 from sw.linux.napi import NAPI_STRUCT, Napi, napi_complete_done, napi_schedule, netif_napi_add
+from sw.linux.net.sch_generic import NetdevQueue
 
 __all__ = ["IxgbeAdapter", "ixgbe_probe"]
 
@@ -87,6 +88,11 @@ class IxgbeAdapter:
     def add_tx(self) -> IxgbeTxRing:
         """Have the kernel send by the transmit queue of the pair."""
         ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, QUEUE)
+
+        async def ndo_start_xmit(cpu: Cpu, skb: int) -> bool:
+            return await ixgbe_xmit_frame_ring(cpu, self.hw, ring, skb)
+
+        ring.netdev_queue = self.kernel.tx_queue = NetdevQueue(self.kernel.memblock, ndo_start_xmit)
         self.tx_rings.append(ring)
         return ring
 

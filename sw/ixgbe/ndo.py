@@ -10,11 +10,11 @@ from sw.core import function
 from sw.ixgbe.hw import ixgbe_rx_queue_start, ixgbe_rx_queue_stop, ixgbe_tx_queue_start, ixgbe_tx_queue_stop
 from sw.ixgbe.main import VECTOR, IxgbeAdapter
 from sw.ixgbe.rx import ixgbe_clean_rx_ring, ixgbe_init_rx_ring
-from sw.ixgbe.tx import IxgbeTxRing, ixgbe_init_tx_ring, ixgbe_xmit_frame_ring
+from sw.ixgbe.tx import IxgbeTxRing, ixgbe_init_tx_ring
 from sw.ixgbe.xsk import ixgbe_alloc_rx_buffers_zc
 from sw.linux.cpu import Cpu
 from sw.linux.napi import napi_disable, napi_enable, napi_if_scheduled_mark_missed
-from sw.linux.spinlock import raw_spin_lock, raw_spin_unlock
+from sw.linux.net.sch_generic import dev_direct_xmit
 from sw.linux.xdp.pool import XDP_WAKEUP_RX, XskBuffPool, xp_dma_map, xp_set_rxq_info
 from sw.linux.xdp.xsk import MEM_TYPE_XSK_BUFF_POOL
 
@@ -27,7 +27,6 @@ class IxgbeNetdev:
 
     adapter: IxgbeAdapter
     tx: IxgbeTxRing | None  #: by which the kernel itself sends, if it does
-    tx_lock: int  #: address of that queue's lock (``struct netdev_queue``)
     ifindex: int = 2  #: the loopback device is 1
     queues: int = 1  #: pairs of queues in use
 
@@ -44,10 +43,8 @@ class IxgbeNetdev:
         """Send a packet by the kernel's transmit queue (``__dev_direct_xmit``); false if that is full."""
         if self.tx is None or self.tx.queue != queue:
             return False
-        await raw_spin_lock(cpu, self.tx_lock)
-        sent = await ixgbe_xmit_frame_ring(cpu, self.adapter.hw, self.tx, skb)
-        raw_spin_unlock(cpu, self.tx_lock)
-        return sent
+        assert self.tx.netdev_queue is not None
+        return await dev_direct_xmit(cpu, self.tx.netdev_queue, skb)
 
     async def ndo_xsk_wakeup(self, cpu: Cpu, queue: int, flags: int) -> int:
         """Have the queue polled soon; 0 or a negative errno."""

@@ -7,8 +7,10 @@ from hw.nic.descriptors import DESCRIPTOR_BYTES, TX_WRITE_BACK
 from hw.nic.registers import REG
 from sw.core import LINE, function
 from sw.ixgbe.hw import IxgbeHw, tx_data
+from sw.linux.atomic import smp_mb
 from sw.linux.cpu import Cpu
 from sw.linux.mm import MemBlock, put_page
+from sw.linux.net.sch_generic import NetdevQueue, init_netdev_queue, netif_stop_subqueue, netif_wake_subqueue
 from sw.linux.skb import SK_BUFF, napi_consume_skb
 from sw.structs import Struct
 
@@ -31,6 +33,8 @@ TX_RING = Struct(2 * LINE, next_to_use=2, pad=62, next_to_clean=2, packets=8, by
 
 #: Descriptors that must be free for a frame to be taken (``DESC_NEEDED`` for one fragment).
 _DESC_NEEDED = 4
+#: Descriptors that must be free for a stopped queue to go on (``TX_WAKE_THRESHOLD``).
+_TX_WAKE_THRESHOLD = 2 * _DESC_NEEDED
 
 _DD = TX_WRITE_BACK.fields["dd"]
 
@@ -54,6 +58,7 @@ class IxgbeTxRing:
     buffers: int = field(init=False)  #: address of the array of :data:`IXGBE_TX_BUFFER`
     state: int = field(init=False)  #: address of the :data:`TX_RING`
     frames: int = field(default=0, init=False)  #: given to the card since the start, for observers
+    netdev_queue: NetdevQueue | None = field(default=None, init=False)  #: the kernel's, if it sends by this ring
     xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks it sends, if any
 
     def __post_init__(self):
@@ -72,8 +77,7 @@ async def ixgbe_xmit_frame_ring(cpu: Cpu, hw: IxgbeHw, ring: IxgbeTxRing, skb: i
     The caller holds the queue's lock.
     """
     next_to_use = await cpu.get(ring.state, TX_RING.next_to_use)
-    next_to_clean = await cpu.get(ring.state, TX_RING.next_to_clean)
-    if (next_to_clean - next_to_use - 1) % ring.count < _DESC_NEEDED:
+    if await ixgbe_maybe_stop_tx(cpu, ring, next_to_use):
         return False
     data, length = await cpu.get_all(skb, SK_BUFF.data, SK_BUFF.len)
     descriptor = ring.descriptors + next_to_use * DESCRIPTOR_BYTES
@@ -87,8 +91,29 @@ async def ixgbe_xmit_frame_ring(cpu: Cpu, hw: IxgbeHw, ring: IxgbeTxRing, skb: i
     if packet is not None:
         cpu.note("sent", packet=packet, frame=(ring.queue, ring.frames))
     ring.frames += 1
+    await ixgbe_maybe_stop_tx(cpu, ring, next_to_use)
     hw.write(cpu, REG.TDT, next_to_use, ring.queue)
     return True
+
+
+async def ixgbe_maybe_stop_tx(cpu: Cpu, ring: IxgbeTxRing, next_to_use: int) -> bool:
+    """Stop the queue if the ring has no room for another frame; whether it has none.
+
+    Who cleans the ring may make room between the look and the stop: so look again after it.
+    """
+    if await _tx_desc_unused(cpu, ring, next_to_use) >= _DESC_NEEDED:
+        return False
+    if ring.netdev_queue is None:
+        return True
+    await netif_stop_subqueue(cpu, ring.netdev_queue)
+    if await _tx_desc_unused(cpu, ring, next_to_use) < _DESC_NEEDED:
+        return True
+    await netif_wake_subqueue(cpu, ring.netdev_queue)
+    return False
+
+
+async def _tx_desc_unused(cpu: Cpu, ring: IxgbeTxRing, next_to_use: int) -> int:
+    return (await cpu.get(ring.state, TX_RING.next_to_clean) - next_to_use - 1) % ring.count
 
 
 @function()
@@ -123,6 +148,8 @@ async def tx_next_to_use(cpu: Cpu, ring: IxgbeTxRing) -> int:
 def ixgbe_init_tx_ring(cpu: Cpu, ring: IxgbeTxRing) -> None:
     """An empty ring; buffers and descriptors are zero as memory was."""
     cpu.store(ring.state, bytes(TX_RING.size), TX_RING.size)
+    if ring.netdev_queue is not None:
+        init_netdev_queue(cpu, ring.netdev_queue)
 
 
 @function()
@@ -142,7 +169,6 @@ async def ixgbe_clean_tx_irq(cpu: Cpu, ring: IxgbeTxRing, budget: int) -> bool:
         cpu.execute("ixgbe_clean_tx_descriptor")
         cpu.put(buffer, IXGBE_TX_BUFFER.next_to_watch, 0)
         if skb:
-            cpu.kernel.packet_of.pop(skb, None)
             await napi_consume_skb(cpu, skb)
         else:
             await put_page(cpu, page)
@@ -154,4 +180,9 @@ async def ixgbe_clean_tx_irq(cpu: Cpu, ring: IxgbeTxRing, budget: int) -> bool:
         packets, count = await cpu.get_all(ring.state, TX_RING.packets, TX_RING.bytes)
         cpu.put(ring.state, TX_RING.packets, packets + frames)
         cpu.put(ring.state, TX_RING.bytes, count + total)
+        if ring.netdev_queue is not None:
+            await smp_mb(cpu)
+            next_to_use = await cpu.get(ring.state, TX_RING.next_to_use)
+            if (next_to_clean - next_to_use - 1) % ring.count >= _TX_WAKE_THRESHOLD:
+                await netif_wake_subqueue(cpu, ring.netdev_queue)
     return frames < budget

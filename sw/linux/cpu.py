@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HARDIRQ_OFFSET",
     "NET_RX_SOFTIRQ",
+    "NET_TX_SOFTIRQ",
     "PERCPU",
     "SOFTIRQ_DISABLE_OFFSET",
     "SOFTIRQ_OFFSET",
@@ -34,10 +35,11 @@ HARDIRQ_OFFSET = 1 << 16
 
 #: Bits of ``__softirq_pending`` (include/linux/interrupt.h).
 TIMER_SOFTIRQ = 1
+NET_TX_SOFTIRQ = 2
 NET_RX_SOFTIRQ = 3
 
 #: Per-CPU variables; the second line is ``softnet_data``.
-PERCPU = Struct(2 * LINE, preempt_count=4, softirq_pending=4, pad=56, poll_list=16)
+PERCPU = Struct(2 * LINE, preempt_count=4, softirq_pending=4, pad=56, poll_list=16, output_queue=8)
 
 
 class KernelContext(Context):
@@ -68,6 +70,7 @@ class Cpu(Core):
         "kernel",
         "ksoftirqd",
         "offline",
+        "output_queue",
         "poll_list",
         "preempt_count_address",
         "runqueue",
@@ -96,6 +99,7 @@ class Cpu(Core):
         self.preempt_count_address = percpu + PERCPU.preempt_count.offset
         self.softirq_pending_address = percpu + PERCPU.softirq_pending.offset
         self.poll_list = percpu + PERCPU.poll_list.offset
+        self.output_queue = percpu + PERCPU.output_queue.offset
         self.runqueue = runqueue
         self.timer_base = timer_base
         self.task: Task = None  # type: ignore[assignment]  # set when the core starts

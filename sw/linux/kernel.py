@@ -1,21 +1,23 @@
 """What the kernel's parts share: fixed addresses, tables that lead from addresses to Python objects, statistics."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sw.core import LINE, Mode, Record
 from sw.costs import Cost
-from sw.linux.cpu import NET_RX_SOFTIRQ, PERCPU, TIMER_SOFTIRQ, Cpu
+from sw.linux.cpu import NET_RX_SOFTIRQ, NET_TX_SOFTIRQ, PERCPU, TIMER_SOFTIRQ, Cpu
 from sw.linux.cpuidle import Cpuidle
 from sw.linux.irq import IRQ_DESC_BYTES, interrupt_entry
 from sw.linux.list import init_list_head
 from sw.linux.mm import PAGE_SIZE, MemBlock, PageAllocator, lay_out_text
 from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
 from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
-from sw.linux.net.dev_xmit import NetDevice
 from sw.linux.net.inet_hashtables import INET_EHASH_BYTES, INET_LHASH_BYTES
-from sw.linux.net.ipv4 import LOCAL_TABLE_BYTES, init_local_table
-from sw.linux.net.neighbour import NEIGH_TABLE_BYTES, init_neigh_table
+from sw.linux.net.ipv4 import ETH_P_IP, LOCAL_TABLE_BYTES, init_local_table
+from sw.linux.net.neighbour import NeighTable
+from sw.linux.net.route import FIB_BYTES, Route, init_fib
+from sw.linux.net.sch_generic import NetdevQueue, net_tx_action
 from sw.linux.net.tcp_sock import TCP_SOCK
 from sw.linux.net.tcp_timeout import tcp_delack_timer, tcp_keepalive_timer, tcp_write_timer
 from sw.linux.net.udp import UDP_BUSYLOCKS_BYTES, UDP_TABLE_BYTES
@@ -35,7 +37,7 @@ from sw.linux.sched import (
 )
 from sw.linux.skb import SK_BUFF
 from sw.linux.slab import KmemCache
-from sw.linux.socket import SOCK
+from sw.linux.socket import SOCK, sock_wfree
 from sw.linux.softirq import ksoftirqd
 from sw.linux.timer import TimerBase, TimerFunction, init_timer_base, local_apic_timer_interrupt, run_timer_softirq
 from sw.linux.xdp.xsk import XdpSock
@@ -63,6 +65,8 @@ class Kernel:
         netdev_budget: packets per receive softirq.
         cpuidle: how deep idle cores sleep.
         tsc_khz: frequency of the time-stamp counter.
+        routes: to where the host can send.
+        neighbours: hardware address of each host on the link that it can send to, by IPv4 address.
 
     Raises:
         OutOfMemoryError: when DRAM is too small.
@@ -81,8 +85,11 @@ class Kernel:
         netdev_budget: int = NETDEV_BUDGET,
         cpuidle: Cpuidle = Cpuidle(),
         tsc_khz: int = 1_000_000,
+        routes: tuple[Route, ...] = (),
+        neighbours: Mapping[bytes, bytes] = MappingProxyType({}),
     ):
         self.mac = mac
+        self.routes = routes
         self.costs = costs
         self.addresses = list(addresses)
         self.netdev_budget = netdev_budget
@@ -113,14 +120,13 @@ class Kernel:
         self.ptype_base = allocate(PTYPE_BYTES)
         self.local_table = allocate(LOCAL_TABLE_BYTES)
         self.udp_table = allocate(UDP_TABLE_BYTES)
-        self.inet_ehash = allocate(INET_EHASH_BYTES)
-        self.inet_lhash = allocate(INET_LHASH_BYTES)
-        self.neigh_table = allocate(NEIGH_TABLE_BYTES)
-        self.neighbours: dict[bytes, bytes] = {}  #: permanent entries of it
         self.tcp_cache: KmemCache | None = None  #: of TCP's sockets, None without TCP
-        self.netdev: NetDevice = None  # type: ignore[assignment]  # who sends sets it
+        self.inet_ehash = self.inet_lhash = 0  #: addresses of TCP's tables
         self.raw_table = 0  #: address of iptables' raw table, 0 if it is not there
         self.raw_counters = 0
+        self.fib = allocate(FIB_BYTES)
+        self.arp_table = NeighTable(self.memblock, neighbours)
+        self.tx_queue: NetdevQueue | None = None  #: by which the host sends, if it does
         self.udp_busylocks = allocate(UDP_BUSYLOCKS_BYTES)
         self.irq_desc = allocate(IRQ_DESC_BYTES)
         self.skb_cache = KmemCache(self.memblock, "skbuff_head_cache", SK_BUFF.size, skbs, cores)
@@ -133,11 +139,17 @@ class Kernel:
         self.napi: dict[int, Napi] = {}
         self.xdp_sockets: dict[int, XdpSock] = {}
         self.skb_destructors: dict[int, Callable[[Cpu, int], Awaitable[None]]] = {}
+        self.skb_destructors[self.text["sock_wfree"]] = sock_wfree
+        self.tx_queues: dict[int, NetdevQueue] = {}
         self.irq_handlers: dict[int, Callable[[Cpu], Awaitable[None]]] = {TIMER_VECTOR: local_apic_timer_interrupt}
         self.timer_functions: dict[int, TimerFunction] = {}  #: by the address of their code
 
         self.interrupt_entry = interrupt_entry
-        self.softirq_vec = {TIMER_SOFTIRQ: run_timer_softirq, NET_RX_SOFTIRQ: net_rx_action}
+        self.softirq_vec = {
+            TIMER_SOFTIRQ: run_timer_softirq,
+            NET_TX_SOFTIRQ: net_tx_action,
+            NET_RX_SOFTIRQ: net_rx_action,
+        }
 
         # For observers
         self.packet_of: dict[int, tuple[int, int]] = {}  #: which received packet (queue, number) each skb in use is
@@ -191,14 +203,11 @@ class Kernel:
         self.raw_table = self.memblock.allocate(NF_TABLE_BYTES)
         self.raw_counters = self.memblock.allocate(LINE * len(self.cpus))
 
-    def add_tcp(self, sockets: int, neighbours: Mapping[bytes, bytes]) -> None:
-        """Set memory aside for so many TCP sockets, and know the stations they may speak with.
-
-        Arguments:
-            neighbours: MAC address of each IPv4 address, both as bytes (``ip neigh add``).
-        """
+    def add_tcp(self, sockets: int) -> None:
+        """Set memory aside for so many TCP sockets."""
         self.tcp_cache = KmemCache(self.memblock, "TCP", TCP_SOCK.size, sockets, len(self.cpus))
-        self.neighbours.update(neighbours)
+        self.inet_ehash = self.memblock.allocate(INET_EHASH_BYTES)
+        self.inet_lhash = self.memblock.allocate(INET_LHASH_BYTES)
         for action in (tcp_write_timer, tcp_delack_timer, tcp_keepalive_timer):
             self.timer_functions[self.text[action.__name__]] = action
 
@@ -218,9 +227,10 @@ class Kernel:
         self.skb_cache.init(cpu)
         init_packet_types(cpu)
         init_local_table(cpu, self.addresses)
-        init_neigh_table(cpu, self.neighbours)
         if self.tcp_cache is not None:
             self.tcp_cache.init(cpu)
+        init_fib(cpu, self.routes)
+        self.arp_table.init(cpu, ETH_P_IP)
         if self.raw_table:
             init_raw_table(cpu, self.raw_table)
         for each in self.cpus:

@@ -10,11 +10,12 @@ from sw.linux.slab import kmem_cache_alloc, kmem_cache_free
 from sw.structs import Struct
 
 __all__ = [
+    "MAX_TCP_HEADER",
     "SKB_CB",
     "SK_BUFF",
     "IpSummed",
     "PacketType",
-    "alloc_skb",
+    "__alloc_skb",
     "consume_control_skb",
     "consume_skb",
     "free_undelivered_skb",
@@ -23,6 +24,7 @@ __all__ = [
     "napi_build_skb",
     "napi_consume_skb",
     "skb_clone",
+    "skb_push",
 ]
 
 #: ``struct sk_buff``, four lines as in the kernel, the members in use in the first.
@@ -51,6 +53,10 @@ SKB_CB = SK_BUFF.cb.offset
 
 #: ``struct skb_shared_info`` lies at the end of the buffer; one line of it is initialised per packet.
 SHARED_INFO_BYTES = 320
+
+
+#: Room in front of what is sent: for TCP, IP and Ethernet headers (``MAX_TCP_HEADER``, rounded to lines).
+MAX_TCP_HEADER = 2 * LINE
 
 
 class PacketType(enum.IntEnum):
@@ -84,26 +90,49 @@ async def napi_build_skb(cpu: Cpu, page: int, head: int, size: int, headroom: in
 
 
 @function()
+async def __alloc_skb(cpu: Cpu, headroom: int, length: int) -> int:
+    """Make an skb with a page of its own for ``length`` bytes behind ``headroom``; 0 if there is no memory."""
+    page = await alloc_page(cpu)
+    if not page:
+        return 0
+    skb = await napi_build_skb(cpu, page, page, PAGE_SIZE, headroom, length)
+    if not skb:
+        await put_page(cpu, page)
+    return skb
+
+
+async def skb_push(cpu: Cpu, skb: int, count: int) -> int:
+    """Take ``count`` bytes of headroom in front of the packet; its first byte then."""
+    data, length = await cpu.get_all(skb, SK_BUFF.data, SK_BUFF.len)
+    cpu.put(skb, SK_BUFF.data, data - count)
+    cpu.put(skb, SK_BUFF.len, length + count)
+    return data - count
+
+
+@function()
 async def kfree_skb(cpu: Cpu, skb: int) -> None:
-    """Free an skb and give its page back; softirqs are disabled."""
-    page = await cpu.get(skb, SK_BUFF.page)
+    """Free an skb, tell its sender and give its page back; softirqs are disabled."""
+    page, destructor = await cpu.get_all(skb, SK_BUFF.page, SK_BUFF.destructor)
+    if destructor:
+        await cpu.kernel.skb_destructors[destructor](cpu, skb)
     await put_page(cpu, page)
     await kmem_cache_free(cpu, cpu.kernel.skb_cache, skb)
 
 
+@function()
 async def napi_consume_skb(cpu: Cpu, skb: int) -> None:
-    """Free a packet that the card has sent, and tell its sender."""
-    destructor = await cpu.get(skb, SK_BUFF.destructor)
-    if destructor:
-        await cpu.kernel.skb_destructors[destructor](cpu, skb)
+    """Free a packet that the card has sent."""
+    cpu.kernel.packet_of.pop(skb, None)
     await kfree_skb(cpu, skb)
 
 
 async def kfree_skb_reason(cpu: Cpu, skb: int, reason: str) -> None:
-    """Drop a packet, for a reason named as in include/net/dropreason-core.h."""
+    """Drop a packet, for a reason named as in include/net/dropreason-core.h; noted if it was received or answers one."""
     kernel = cpu.kernel
     kernel.drops[reason] = kernel.drops.get(reason, 0) + 1
-    cpu.note("dropped", reason=reason, packet=kernel.packet_of.pop(skb))
+    packet = kernel.packet_of.pop(skb, None)
+    if packet is not None:
+        cpu.note("dropped", reason=reason, packet=packet)
     await kfree_skb(cpu, skb)
 
 
@@ -125,24 +154,6 @@ async def free_undelivered_skb(cpu: Cpu, skb: int) -> None:
     for packet in cpu.kernel.coalesced.pop(skb, ()):
         cpu.note("dropped", reason="QUEUE_PURGE", packet=packet)
     await kfree_skb_reason(cpu, skb, "QUEUE_PURGE")
-
-
-@function()
-async def alloc_skb(cpu: Cpu, size: int, headroom: int) -> int:
-    """An empty skb with room for ``headroom`` bytes of headers of ``size`` in all; 0 when there is no memory."""
-    skb = await kmem_cache_alloc(cpu, cpu.kernel.skb_cache)
-    if not skb:
-        return 0
-    page = await alloc_page(cpu)
-    if not page:
-        await kmem_cache_free(cpu, cpu.kernel.skb_cache, skb)
-        return 0
-    truesize = size + SHARED_INFO_BYTES + SK_BUFF.size
-    end = PAGE_SIZE - SHARED_INFO_BYTES
-    packed = SK_BUFF.pack(head=page, data=page + headroom, truesize=truesize, page=page, end=end)
-    cpu.store(skb, packed, SK_BUFF.size)
-    cpu.store(page + end, bytes(32), 32)
-    return skb
 
 
 @function()

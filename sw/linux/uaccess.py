@@ -4,7 +4,7 @@ from sw.core import LINE, function
 from sw.linux.cpu import Cpu
 from sw.linux.net.checksum import partial
 
-__all__ = ["copy_from_user", "copy_to_user", "csum_and_copy_to_user"]
+__all__ = ["copy_from_user", "copy_to_user", "csum_and_copy_from_user", "csum_and_copy_to_user"]
 
 
 @function()
@@ -28,6 +28,15 @@ async def copy_from_user(cpu: Cpu, to: int, source: int, size: int, after: int =
 
 async def csum_and_copy_to_user(cpu: Cpu, to: int, source: int, size: int, after: int = -1) -> int:
     """:func:`copy_to_user`, and return the partial checksum of the bytes copied."""
+    return await _csum_and_copy(cpu, to, source, size, after)
+
+
+async def csum_and_copy_from_user(cpu: Cpu, to: int, source: int, size: int) -> int:
+    """Copy from a program, and return the partial checksum of the bytes copied."""
+    return await _csum_and_copy(cpu, to, source, size)
+
+
+async def _csum_and_copy(cpu: Cpu, to: int, source: int, size: int, after: int = -1) -> int:
     if not size:
         return 0
     cpu.execute("csum_partial_64", (size + LINE - 1) // LINE)

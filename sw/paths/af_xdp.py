@@ -3,7 +3,6 @@
 from sw.apps.xdpsock import Echo, RxDrop, Wakeup, XdpsockPlan
 from sw.bpf.elf import load_object
 from sw.bpf.syscall import Bpf
-from sw.core import LINE
 from sw.ixgbe.main import IxgbeAdapter, ixgbe_probe
 from sw.ixgbe.ndo import IxgbeNetdev
 from sw.linux.cpu import Cpu
@@ -60,7 +59,7 @@ class AfXdpPath(Path):
         )
         # In copy mode, what is sent takes the kernel's own way.
         tx = self.adapter.add_tx() if program.transmits and options.xdp_mode == "copy" else None
-        device = IxgbeNetdev(self.adapter, tx, kernel.memblock.allocate(LINE))
+        device = IxgbeNetdev(self.adapter, tx)
         kernel.skb_destructors[kernel.text["xsk_destruct_skb"]] = xsk_destruct_skb
         # As many chunks with the program, its rings and the card's transmit ring as with the card's receive ring.
         entries = 1 << options.ring_size.bit_length()

@@ -1,9 +1,7 @@
 """Path "tcp": NAPI and IP as in "napi", then TCP and a socket with a stream."""
 
 from sw.apps.stream import STREAM_BUFFER_BYTES, StreamEcho, StreamProgram, StreamSink
-from sw.core import LINE
 from sw.ixgbe.main import IxgbeAdapter, ixgbe_probe
-from sw.ixgbe.tx import IxgbeTxRing, ixgbe_xmit_frame_ring
 from sw.linux.cpu import Cpu
 from sw.linux.kernel import Kernel
 from sw.linux.napi import NETDEV_BUDGET
@@ -20,18 +18,6 @@ _SOCKETS = 16
 _SENT_SKBS = 256
 
 
-class _Device:
-    """The card's first transmit queue."""
-
-    def __init__(self, kernel: Kernel, adapter: IxgbeAdapter, ring: IxgbeTxRing):
-        self.adapter, self.ring = adapter, ring
-        self.xmit_lock = kernel.memblock.allocate(LINE)
-
-    async def start_xmit(self, cpu: Cpu, skb: int) -> bool:
-        """``ixgbe_xmit_frame``."""
-        return await ixgbe_xmit_frame_ring(cpu, self.adapter.hw, self.ring, skb)
-
-
 class TcpPath(Path):
     """TCP behind NAPI; a peer holds the connection."""
 
@@ -45,12 +31,9 @@ class TcpPath(Path):
 
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
-        boot = kernel.cpus[BOOT_CORE]
         self.adapter = IxgbeAdapter.make(kernel, options.ring_size, options.itr_us, options.promiscuous, BOOT_CORE)
-        ring = IxgbeTxRing(kernel.memblock, options.ring_size, self.adapter.ring.queue)
-        self.adapter.tx_rings.append(ring)
-        kernel.netdev = _Device(kernel, self.adapter, ring)
-        kernel.add_tcp(_SOCKETS, options.neighbours)
+        self.adapter.add_tx()
+        kernel.add_tcp(_SOCKETS)
         echo = self.application(options.application) == "echo"
         self.programs: list[StreamProgram] = []
         for port in sorted(set(options.ports)):
@@ -58,7 +41,7 @@ class TcpPath(Path):
             rcvbuf = options.tcp_rcvbuf
             program = StreamEcho(port, buffer, rcvbuf) if echo else StreamSink(port, buffer, rcvbuf, options.read)
             self.programs.append(program)
-            self.tasks.append(kernel.new_task(f"{program.name}:{port}", boot, PRIORITY_NORMAL, program.main))
+            self.tasks.append(kernel.new_task(f"{program.name}:{port}", self.app_cpu, PRIORITY_NORMAL, program.main))
         self.starting = len(self.programs)
 
     @classmethod

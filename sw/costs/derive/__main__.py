@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 #: Tables of which entries are derived; each has its plan and its evidence here.
-TABLES = ("linux", "dpdk")
+TABLES = ("linux", "xsk", "dpdk")
 LINE = 64
 
 

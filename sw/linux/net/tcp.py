@@ -23,7 +23,6 @@ from sw.linux.net.tcp_minisocks import (
     tcp_purge_receive_queue,
 )
 from sw.linux.net.tcp_output import (
-    MAX_TCP_HEADER,
     __tcp_select_window,
     tcp_push_pending_frames,
     tcp_queue_skb,
@@ -45,7 +44,7 @@ from sw.linux.net.tcp_sock import (
     tcp_receive_window,
 )
 from sw.linux.net.tcp_timer import tcp_mstamp_refresh
-from sw.linux.skb import SK_BUFF, alloc_skb, kfree_skb
+from sw.linux.skb import MAX_TCP_HEADER, SK_BUFF, __alloc_skb, kfree_skb
 from sw.linux.socket import SOCK, sk_wait_event
 from sw.linux.softirq import local_bh_disable, local_bh_enable
 from sw.linux.timer import us_to_jiffies
@@ -265,7 +264,7 @@ async def tcp_sendmsg(cpu: Cpu, sk: int, buffer: int, size: int) -> int:
             cpu.put(sk, TCP_SOCK.err, 0)
             await release_sock(cpu, sk)
             return taken or -(error or errno.EPIPE)
-        queued, sndbuf = await cpu.get_all(sk, TCP_SOCK.wmem_queued, TCP_SOCK.sndbuf)
+        queued, sndbuf = await cpu.get_all(sk, TCP_SOCK.wmem_queued, SOCK.sndbuf)
         if queued >= sndbuf:
             await _bh_disabled(cpu, tcp_push_pending_frames(cpu, sk))
             await release_sock(cpu, sk)
@@ -287,7 +286,7 @@ def _room_to_write(cpu: Cpu, sk: int) -> Callable[[], Awaitable[bool]]:
     """What a writer waits for: a third of the send buffer free (``sk_stream_is_writeable``), an error."""
 
     async def happened() -> bool:
-        queued, sndbuf, error = await cpu.get_all(sk, TCP_SOCK.wmem_queued, TCP_SOCK.sndbuf, TCP_SOCK.err)
+        queued, sndbuf, error = await cpu.get_all(sk, TCP_SOCK.wmem_queued, SOCK.sndbuf, TCP_SOCK.err)
         return bool(error) or sndbuf - queued >= queued >> 1
 
     return happened
@@ -301,7 +300,7 @@ async def _queue_bytes(cpu: Cpu, sk: int, buffer: int, size: int) -> int:
     length = await cpu.get(last, SK_BUFF.len, after=loaded) if last != head else mss
     skb = last
     if length >= mss:
-        skb = await _bh_disabled(cpu, alloc_skb(cpu, MAX_TCP_HEADER + mss, MAX_TCP_HEADER))
+        skb = await _bh_disabled(cpu, __alloc_skb(cpu, MAX_TCP_HEADER, 0))
         if not skb:
             return 0
         init_cb(cpu, skb, write_seq, write_seq, TcpFlag.ACK)

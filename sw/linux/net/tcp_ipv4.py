@@ -5,10 +5,11 @@ import struct
 from sw.core import LINE, function
 from sw.linux.cpu import Cpu
 from sw.linux.net.inet_hashtables import inet_ehash_insert, inet_lookup
+from sw.linux.net.route import ip_route_output_flow
 from sw.linux.net.tcp_checksum import tcp_checksum_complete
 from sw.linux.net.tcp_input import tcp_rcv_established, tcp_rcv_state_process
 from sw.linux.net.tcp_minisocks import sock_put, tcp_done, tcp_init_sock
-from sw.linux.net.tcp_output import MAX_TCP_HEADER, TCP_MSS_DEFAULT, tcp_send_ack, tcp_send_segment, tcp_send_synack
+from sw.linux.net.tcp_output import TCP_MSS_DEFAULT, tcp_send_ack, tcp_send_segment, tcp_send_synack
 from sw.linux.net.tcp_sock import (
     TCP_HEADER_BYTES,
     TCP_SOCK,
@@ -22,7 +23,7 @@ from sw.linux.net.tcp_sock import (
     tcp_win_from_space,
 )
 from sw.linux.net.tcp_timer import ICSK_TIME_RETRANS, inet_csk_reset_xmit_timer, tcp_mstamp_refresh
-from sw.linux.skb import SK_BUFF, alloc_skb, consume_control_skb, kfree_skb_reason
+from sw.linux.skb import MAX_TCP_HEADER, SK_BUFF, __alloc_skb, consume_control_skb, kfree_skb_reason
 from sw.linux.socket import SOCK
 from sw.linux.spinlock import raw_spin_lock, raw_spin_unlock
 from sw.linux.timer import jiffies, mod_timer, us_to_jiffies
@@ -157,14 +158,15 @@ async def tcp_v4_send_reset(
     """Answer a segment by a reset that its sender will believe."""
     if segment.flags & TcpFlag.RST:
         return
-    skb = await alloc_skb(cpu, MAX_TCP_HEADER, MAX_TCP_HEADER)
-    if not skb:
+    neighbour = await ip_route_output_flow(cpu, destination[0])
+    skb = await __alloc_skb(cpu, MAX_TCP_HEADER, 0) if neighbour is not None else 0
+    if not skb or neighbour is None:
         return
     if segment.flags & TcpFlag.ACK:
         seq, ack, flags = segment.ack_seq, 0, TcpFlag.RST
     else:
         seq, ack, flags = 0, segment.end_seq, TcpFlag.RST | TcpFlag.ACK
-    await tcp_send_segment(cpu, skb, source, destination, seq, ack, flags, 0)
+    await tcp_send_segment(cpu, skb, source, destination, neighbour, seq, ack, flags, 0)
 
 
 # Connections that begin
@@ -195,8 +197,9 @@ async def tcp_conn_request(cpu: Cpu, sk: int, segment: TcpSegment, ip_header: by
     waiting, most, rcvbuf = await cpu.get_all(sk, TCP_SOCK.ack_backlog, TCP_SOCK.max_ack_backlog, SOCK.rcvbuf)
     if waiting > most:
         return False
-    child = await tcp_init_sock(cpu, rcvbuf)
-    if not child:
+    neighbour = await ip_route_output_flow(cpu, ip_header[12:16])
+    child = await tcp_init_sock(cpu, rcvbuf) if neighbour is not None else 0
+    if not child or neighbour is None:
         return False
     options = await cpu.load_bytes(segment.data + TCP_HEADER_BYTES, segment.header_bytes - TCP_HEADER_BYTES)
     cpu.execute("tcp_parse_options")
@@ -207,6 +210,7 @@ async def tcp_conn_request(cpu: Cpu, sk: int, segment: TcpSegment, ip_header: by
     fields = {
         TCP_SOCK.daddr: int.from_bytes(ip_header[12:16], "little"),
         TCP_SOCK.rcv_saddr: int.from_bytes(ip_header[16:20], "little"),
+        TCP_SOCK.nexthop: int.from_bytes(neighbour, "little"),
         TCP_SOCK.dport: sport,
         TCP_SOCK.num: dport,
         TCP_SOCK.state: TcpState.SYN_RECV,

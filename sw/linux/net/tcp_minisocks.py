@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 #: ``net.ipv4.tcp_wmem``: send buffer in bytes of ``truesize``.
-TCP_SNDBUF = 87_380
+TCP_SNDBUF = 262_144
 
 
 async def tcp_init_sock(cpu: Cpu, rcvbuf: int) -> int:
@@ -49,7 +49,7 @@ async def tcp_init_sock(cpu: Cpu, rcvbuf: int) -> int:
         init_list_head(cpu, sk + head.offset)
     values = {
         TCP_SOCK.state: TcpState.CLOSE,
-        TCP_SOCK.sndbuf: TCP_SNDBUF,
+        SOCK.sndbuf: TCP_SNDBUF,
         TCP_SOCK.snd_cwnd: TCP_INIT_CWND,
         TCP_SOCK.snd_ssthresh: TCP_INFINITE_SSTHRESH,
         TCP_SOCK.reordering: 3,

@@ -6,7 +6,7 @@ from sw.core import LINE, function
 from sw.linux.cpu import Cpu
 from sw.linux.list import LIST_HEAD, list_add_tail, list_del, list_empty, list_first
 from sw.linux.net.checksum import fold, partial
-from sw.linux.net.ip_output import MAX_HEADER, ip_queue_xmit
+from sw.linux.net.ip_output import ip_queue_xmit
 from sw.linux.net.tcp_sock import (
     IPPROTO_TCP,
     TCP_HEADER_BYTES,
@@ -34,12 +34,11 @@ from sw.linux.net.tcp_timer import (
     tcp_mstamp_refresh,
     tcp_rearm_rto,
 )
-from sw.linux.skb import SK_BUFF, alloc_skb, skb_clone
+from sw.linux.skb import MAX_TCP_HEADER, SK_BUFF, __alloc_skb, skb_clone, skb_push
 from sw.linux.socket import SOCK
 from sw.linux.timer import HZ, jiffies, us_to_jiffies
 
 __all__ = [
-    "MAX_TCP_HEADER",
     "TCP_ATO_MIN",
     "TCP_MSS_DEFAULT",
     "__tcp_select_window",
@@ -57,9 +56,6 @@ __all__ = [
     "tcp_write_xmit",
     "tcp_xmit_retransmit_queue",
 ]
-
-#: Room before the payload: Ethernet, IP and TCP headers with the options of a SYN.
-MAX_TCP_HEADER = MAX_HEADER + TCP_HEADER_BYTES + 8
 
 TCP_MSS_DEFAULT = 536
 #: Bounds of the delayed ACK's wait (``TCP_ATO_MIN``, ``TCP_DELACK_MAX``), jiffies.
@@ -129,13 +125,14 @@ async def __tcp_transmit_skb(cpu: Cpu, sk: int, skb: int, seq: int, flags: int) 
     """
     syn = bool(flags & TcpFlag.SYN)
     ack, saddr, daddr = await cpu.get_all(sk, TCP_SOCK.rcv_nxt, TCP_SOCK.rcv_saddr, TCP_SOCK.daddr)
-    sport, dport = await cpu.get_all(sk, TCP_SOCK.num, TCP_SOCK.dport)
+    sport, dport, nexthop = await cpu.get_all(sk, TCP_SOCK.num, TCP_SOCK.dport, TCP_SOCK.nexthop)
     if syn:
         window, options = min(await cpu.get(sk, TCP_SOCK.rcv_wnd), _MOST_WINDOW), await _syn_options(cpu, sk)
     else:
         window, options = await tcp_select_window(cpu, sk), b""
     source, destination = (saddr.to_bytes(4, "little"), sport), (daddr.to_bytes(4, "little"), dport)
-    sent = await tcp_send_segment(cpu, skb, source, destination, seq, ack, flags, window, options)
+    neighbour = nexthop.to_bytes(4, "little")
+    sent = await tcp_send_segment(cpu, skb, source, destination, neighbour, seq, ack, flags, window, options)
     if flags & TcpFlag.ACK:
         quick = await cpu.get(sk, TCP_SOCK.ack_quick)
         if quick:
@@ -160,6 +157,7 @@ async def tcp_send_segment(
     skb: int,
     source: tuple[bytes, int],
     destination: tuple[bytes, int],
+    neighbour: bytes,
     seq: int,
     ack: int,
     flags: int,
@@ -172,6 +170,7 @@ async def tcp_send_segment(
 
     Arguments:
         source, destination: address and port of each end.
+        neighbour: to whom the frame goes.
         window: as it is in the header.
     """
     data, loaded = await cpu.chase(*SK_BUFF.data.at(skb))
@@ -185,15 +184,13 @@ async def tcp_send_segment(
     payload = await cpu.load_bytes(data, length, after=loaded)
     checksum = fold(partial(pseudo + header + payload)) ^ 0xFFFF
     header = header[:16] + checksum.to_bytes(2, "big") + header[18:]
-    cpu.store(data - header_bytes, header, header_bytes)
-    cpu.put(skb, SK_BUFF.data, data - header_bytes)
-    cpu.put(skb, SK_BUFF.len, total)
-    return await ip_queue_xmit(cpu, skb, source[0], destination[0], IPPROTO_TCP)
+    cpu.store(await skb_push(cpu, skb, header_bytes), header, header_bytes)
+    return not await ip_queue_xmit(cpu, skb, source[0], destination[0], IPPROTO_TCP, total, neighbour)
 
 
 async def _send_empty(cpu: Cpu, sk: int, seq: int, flags: int) -> bool:
     """Send a segment without payload that nobody keeps."""
-    skb = await alloc_skb(cpu, MAX_TCP_HEADER, MAX_TCP_HEADER)
+    skb = await __alloc_skb(cpu, MAX_TCP_HEADER, 0)
     return bool(skb) and await __tcp_transmit_skb(cpu, sk, skb, seq, flags)
 
 
@@ -259,7 +256,7 @@ async def tcp_send_fin(cpu: Cpu, sk: int) -> None:
         put_cb(cpu, last, TCP_SKB_CB.end_seq, (write_seq + 1) % (1 << 32))
         cpu.put(sk, TCP_SOCK.write_seq, (write_seq + 1) % (1 << 32))
     else:
-        skb = await alloc_skb(cpu, MAX_TCP_HEADER, MAX_TCP_HEADER)
+        skb = await __alloc_skb(cpu, MAX_TCP_HEADER, 0)
         if not skb:
             return  # the other end will find out when it sends
         init_cb(cpu, skb, write_seq, (write_seq + 1) % (1 << 32), TcpFlag.ACK | TcpFlag.FIN)

@@ -42,7 +42,7 @@ _SEQUENCES = 1 << 32
 #: it when: the connection and its lock, what a received segment reads and writes, what sending does, congestion,
 #: acknowledgments and timers, queues.
 TCP_SOCK = Struct(
-    11 * LINE,
+    12 * LINE,
     sock=SOCK.size,
     # Connection and lock (sock_common, socket_lock_t)
     ehash_next=8,
@@ -61,7 +61,7 @@ TCP_SOCK = Struct(
     backlog_len=4,
     deferred=4,  #: TCP timers that went off while a program had the lock
     err=4,
-    pad_lock=4,
+    nexthop=4,  #: the neighbour on the way to the other end, as the kernel caches the route
     # Receiving
     pred_flags=4,
     rcv_nxt=4,
@@ -96,10 +96,9 @@ TCP_SOCK = Struct(
     snd_cwnd_cnt=4,
     snd_ssthresh=4,
     wmem_queued=4,
-    sndbuf=4,
     iss=4,
     cwnd_usage_seq=4,
-    pad_tx=4,
+    pad_tx=8,
     # Recovery and round trip
     ca_state=1,
     retransmits=1,

@@ -19,9 +19,12 @@ from sw.linux.socket import (
 from sw.linux.softirq import local_bh_disable, local_bh_enable, spin_lock_bh, spin_unlock_bh
 from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
 from sw.linux.uaccess import copy_to_user, csum_and_copy_to_user
+from sw.structs import Struct
 
 __all__ = [
+    "AF_INET",
     "IPPROTO_UDP",
+    "SOCKADDR_IN",
     "UDP_BUSYLOCKS_BYTES",
     "UDP_HEADER_BYTES",
     "UDP_TABLE_BYTES",
@@ -31,6 +34,10 @@ __all__ = [
 ]
 
 UDP_HEADER_BYTES = 8
+
+#: ``struct sockaddr_in``; port and address are in network order.
+SOCKADDR_IN = Struct(sin_family=2, sin_port=2, sin_addr=4, sin_zero=8)
+AF_INET = 2
 
 #: Source and destination address in the IPv4 header.
 _IP_ADDRESSES_OFFSET = 12
@@ -147,8 +154,11 @@ async def udp_enqueue_schedule_skb(cpu: Cpu, sock: int, skb: int, after: int) ->
 
 
 @function()
-async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int, tuple[int, int]]:
-    """Take the next datagram whose checksum is right, copy it, free it."""
+async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int, name: int = 0) -> tuple[int, tuple[int, int]]:
+    """Take the next datagram whose checksum is right, copy it, free it.
+
+    Where it came from is written as a :data:`SOCKADDR_IN` to the program's ``name``, unless that is 0.
+    """
     while True:
         skb, loaded = await skb_recv_udp(cpu, sock)
         head, length, summed, network_header = await cpu.get_all(
@@ -163,6 +173,11 @@ async def udp_recvmsg(cpu: Cpu, sock: int, buffer: int, size: int) -> tuple[int,
             valid = True
         else:
             valid = await _copy_and_check(cpu, buffer, head + network_header, data, length, copied, loaded)
+        if valid and name:
+            address = await cpu.load(head + network_header + _IP_ADDRESSES_OFFSET, 4, after=loaded)
+            port = await cpu.load(data, 2, after=loaded)
+            values = {"sin_family": AF_INET, "sin_port": port, "sin_addr": address}
+            cpu.store(name, SOCKADDR_IN.pack(**values), SOCKADDR_IN.size)
         local_bh_disable(cpu)
         if valid:
             packet = await consume_skb(cpu, skb)

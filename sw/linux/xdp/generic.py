@@ -52,6 +52,7 @@ async def xsk_generic_xmit(cpu: Cpu, xs: XdpSock) -> int:
         error = 0 if skb else -ENOBUFS
         if skb and not await xs.device.ndo_start_xmit(cpu, skb, xs.queue):
             cpu.kernel.packet_of.pop(skb, None)
+            cpu.put(skb, SK_BUFF.destructor, 0)
             await kfree_skb(cpu, skb)
             error = -EAGAIN
         await local_bh_enable(cpu)
