@@ -6,12 +6,22 @@ from dataclasses import dataclass
 
 from .frames import HEADER_BYTES_ETHERNET
 
-__all__ = ["IPV4_HEADER_BYTES", "PROTOCOL_TCP", "TCP_HEADER_BYTES", "Flag", "Segment", "internet_checksum"]
+__all__ = [
+    "IPV4_HEADER_BYTES",
+    "PROTOCOL_TCP",
+    "TCP_FRAME_HEADER_BYTES",
+    "TCP_HEADER_BYTES",
+    "Flag",
+    "Segment",
+    "internet_checksum",
+]
 
 PROTOCOL_TCP = 6
 ETHERTYPE_IPV4 = 0x0800
 IPV4_HEADER_BYTES = 20
 TCP_HEADER_BYTES = 20
+#: Ethernet, IPv4 and TCP headers without options.
+TCP_FRAME_HEADER_BYTES = HEADER_BYTES_ETHERNET + IPV4_HEADER_BYTES + TCP_HEADER_BYTES
 DEFAULT_TTL = 64
 _DONT_FRAGMENT = 0x4000
 _FRAGMENT_MASK = 0x3FFF
