@@ -69,7 +69,9 @@ class Experiment:
             raise ConfigError(f"--idle {self.idle} needs --no-background: a core that computes is never idle")
         self.out.mkdir(parents=True, exist_ok=True)
         observation = self._observe(console)
-        result, fates = summarise(observation, self.machine, self.path, self.application_name, self.traffic.parameters)
+        result, fates = summarise(
+            observation, self.machine, self.path, self.application_name, self._traffic_parameters()
+        )
         result["software"] = {
             "mitigations": list(self.mitigations),
             "background": self.background,
@@ -78,6 +80,13 @@ class Experiment:
         }
         self._write(result, fates, observation)
         return result
+
+    def _traffic_parameters(self) -> dict[str, Any]:
+        """Those of the traffic; with a peer, what it makes of the frames."""
+        parameters = self.traffic.parameters
+        if not path_named(self.path).needs_peer:
+            return parameters
+        return {**parameters, "description": f"a peer's segments, as {parameters['description']}"}
 
     @property
     def application_name(self) -> str:

@@ -139,7 +139,12 @@ def summarise(
     waits = [(_end(fate) - fate.arrived_tick) * ns_per_tick for fate in done if fate.arrived_tick is not None]
     latencies = np.array([float(wait) for wait in waits])
     account = _attribute(observation, machine, first_tick)
-    goodput = _goodput(observation, delivery_ns)
+    rates: dict[str, float] = {
+        "offered_mpps": _per(len(sizes) * 1e3, arrival_ns),
+        "delivered_mpps": _per(len(done) * 1e3, delivery_ns),
+        "delivered_gbps": _per(delivered_bytes * 8, delivery_ns),
+        **_goodput(observation, delivery_ns),
+    }
 
     result = {
         "schema": SCHEMA,
@@ -163,12 +168,7 @@ def summarise(
                 **{name: observation.cycles[name] for name in ("uncore", "nic", "dram")},
             },
         },
-        "rates": {
-            "offered_mpps": _per(len(sizes) * 1e3, arrival_ns),
-            "delivered_mpps": _per(len(done) * 1e3, delivery_ns),
-            "delivered_gbps": _per(delivered_bytes * 8, delivery_ns),
-            **goodput,
-        },
+        "rates": rates,
         "latency_ns": _distribution(latencies),
         "cycles_per_packet": {
             name: cycles / max(received, 1) for name, cycles in sorted(account.functions.items()) if cycles
@@ -218,7 +218,7 @@ def _per_packet(observation: Observation, received: int) -> dict[str, float]:
     return {name: amount / max(received, 1) for name, amount in amounts.items()}
 
 
-def _goodput(observation: Observation, ns: float) -> dict[str, Any]:
+def _goodput(observation: Observation, ns: float) -> dict[str, float]:
     """Bits of the streams that programs read, in Gb/s; nothing without a stream."""
     streams = observation.peer.get("streams")
     return {"goodput_gbps": _per(sum(stream["length"] for stream in streams) * 8, ns)} if streams else {}

@@ -88,7 +88,7 @@ class Conversation:
         seed: of the peer's choices.
     """
 
-    neighbours: Mapping[bytes, bytes] = {CLIENT_IP.packed: CLIENT_MAC}  # noqa: RUF012
+    neighbours: Mapping[bytes, bytes] = {CLIENT_IP.packed: CLIENT_MAC}
     #: A retransmission time-out is waited for.
     patience_ns = 250_000_000
 

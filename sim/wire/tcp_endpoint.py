@@ -137,7 +137,7 @@ class TcpEndpoint:
         on_state: Callable[[State], object] = lambda state: None,
     ):
         self.clock, self.tuning = clock, tuning
-        self.port, self.peer_port = port, peer_port
+        self.port, self.peer_port, self.iss = port, peer_port, iss
         self.state, self.error = State.CLOSED, ""
         self.timeouts = self.fast_retransmits = self.retransmissions = self.duplicates = 0
         self.trace: list[tuple[int, int, int, str]] = []

@@ -151,6 +151,9 @@ async def consume_control_skb(cpu: Cpu, skb: int) -> None:
 
 async def free_undelivered_skb(cpu: Cpu, skb: int) -> None:
     """Free a packet that was accepted for a program that is gone (``QUEUE_PURGE``), and those joined to it."""
+    if not await cpu.get(skb, SK_BUFF.len):
+        await consume_control_skb(cpu, skb)
+        return
     for packet in cpu.kernel.coalesced.pop(skb, ()):
         cpu.note("dropped", reason="QUEUE_PURGE", packet=packet)
     await kfree_skb_reason(cpu, skb, "QUEUE_PURGE")

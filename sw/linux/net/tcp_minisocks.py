@@ -134,6 +134,8 @@ async def tcp_time_wait(cpu: Cpu, sk: int) -> None:
     """Stay for a while to answer what is still under way. The kernel keeps a smaller structure meanwhile."""
     cpu.put(sk, TCP_SOCK.state, TcpState.TIME_WAIT)
     cpu.put(sk, TCP_SOCK.pending, 0)
+    if await cpu.get(sk, TCP_SOCK.dead):
+        await tcp_purge_receive_queue(cpu, sk)  # the FIN, which no program will read
     now = await jiffies(cpu)
     await mod_timer(cpu, sk + TCP_SOCK.sk_timer.offset, now + TCP_TIMEWAIT_LEN, now)
 
