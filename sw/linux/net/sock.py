@@ -69,6 +69,7 @@ async def _release_backlog(cpu: Cpu, sk: int, skb: int) -> None:
     cpu.put(sk, TCP_SOCK.backlog_len, 0)
 
 
+@function()
 async def tcp_release_cb(cpu: Cpu, sk: int, deferred: int) -> None:
     """Timers that went off meanwhile."""
     cpu.put(sk, TCP_SOCK.deferred, 0)

@@ -163,6 +163,7 @@ async def tcp_recvmsg(cpu: Cpu, sk: int, buffer: int, size: int) -> tuple[int, l
             return -errno.ENOTCONN, packets
         await tcp_cleanup_rbuf(cpu, sk, copied)
         await release_sock(cpu, sk)
+        cpu.execute("sk_wait_data")
         await sk_wait_event(cpu, sk, _something_to_read(cpu, sk))
         await lock_sock(cpu, sk)
     await tcp_cleanup_rbuf(cpu, sk, copied)
@@ -199,6 +200,7 @@ async def _copy_received(cpu: Cpu, sk: int, buffer: int, size: int) -> tuple[int
         offset = sequence_distance(first, seq)
         used = min(length - offset, size - copied)
         if used:
+            cpu.execute("skb_copy_datagram_iter")
             await copy_to_user(cpu, buffer + copied, data + offset, used, loaded)
             copied += used
             seq = (seq + used) % (1 << 32)
