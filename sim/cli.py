@@ -80,6 +80,7 @@ software_options = [
     click.option(
         "--ring", type=int, default=None, help="Receive descriptors.  [default: 512; the least in small memories]"
     ),
+    click.option("--batch", type=int, default=None, help="Packets of a burst, where a program polls.  [default: 32]"),
     click.option(
         "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
     ),
@@ -125,6 +126,7 @@ def run(
     count,
     app,
     ring,
+    batch,
     mitigations,
     background,
     idle,
@@ -155,7 +157,7 @@ def run(
         seed=seed,
         waves=waves,
         options=given_options(
-            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+            ring_size=ring, batch=batch, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
         ),
         mitigations=mitigations_of(mitigations),
         background=background,
@@ -181,7 +183,7 @@ def run(
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--report", is_flag=True, help="Also sweep the load, switch DDIO off, and write report.html.")
-@click.option("--json", "as_json", is_flag=True, help="Print {path: result} instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print {path: result.json} instead of the table.")
 def compare(
     chosen,
     traffic,
@@ -191,6 +193,7 @@ def compare(
     count,
     app,
     ring,
+    batch,
     mitigations,
     background,
     idle,
@@ -210,8 +213,9 @@ def compare(
 
     Without traffic options: the bundled capture, then 64-byte frames at line rate.
     """
-    from sim.compare import Comparison, compare, parse_ways
+    from sim.compare import Comparison, by_path, compare, parse_ways
     from sim.report.comparison import print_comparison
+    from sim.report.published import beside, print_published
 
     console = Console(stderr=as_json)
     comparison = Comparison(
@@ -221,7 +225,7 @@ def compare(
         engine=engine,
         seed=seed,
         options=given_options(
-            ring_size=ring, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
+            ring_size=ring, batch=batch, app_core=app_core, napi_thread=napi_thread, busy_poll_us=busy_poll, itr_us=itr
         ),
         mitigations=mitigations_of(mitigations),
         background=background,
@@ -230,14 +234,19 @@ def compare(
     )
     results = compare(comparison, console)
     if as_json:
-        click.echo(json.dumps(results, indent=2))
+        click.echo(json.dumps(by_path(comparison, results), indent=2))
     else:
         print_comparison(results, console)
+    found = beside(result for section in results.values() for result in section.values())
     if report:
         from sim.report.page import write_report
         from sim.report.study import study
 
-        write_report(study(comparison, results, console), comparison.out, comparison.out / "report.html")
+        studied = study(comparison, results, console)
+        found = studied.published
+        write_report(studied, comparison.out, comparison.out / "report.html")
+    if not as_json:
+        print_published(found, console)
     told = f"Results in {comparison.out}/" + (f", report in {comparison.out}/report.html" if report else "")
     console.print(told, highlight=False)
 
@@ -307,6 +316,20 @@ def bench_core(machine, settings, as_json):
 
     console = Console(stderr=as_json)
     _show(core(load_machine(machine, settings), console), print_core, console, as_json)
+
+
+@bench.command("published")
+@click.option("--machine", default=None, metavar="NAME", help="Only what was measured on it.  [default: all]")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
+@json_option
+def bench_published(machine, out, as_json):
+    """Run what has been published, and show the model's predictions beside it."""
+    from sim.report.published import as_json as plain
+    from sim.report.published import measure, print_published
+
+    console = Console(stderr=as_json)
+    found = measure(machine, out or Path("runs") / "published", console)
+    _show(plain(found) if as_json else found, print_published, console, as_json)
 
 
 def _show(figures, tables, console, as_json):

@@ -18,7 +18,7 @@ from sim.experiment import Experiment
 from sim.wire.traffic import Traffic
 from sw.paths import PATHS, PathError, path_named
 
-__all__ = ["Comparison", "Way", "compare", "parse_ways", "run_all"]
+__all__ = ["Comparison", "Way", "by_path", "compare", "parse_ways", "run_all"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Way:
 
     path: str
     application: str
+    asked: str = field(default="", compare=False)  #: how ``--paths`` names it
 
     def __str__(self) -> str:
         return f"{self.path}:{self.application}"
@@ -54,7 +55,7 @@ def parse_ways(paths: str | None, application: str | None) -> list[Way]:
             raise ConfigError(str(error)) from None
         if not named and application in path.applications:
             named = application or ""
-        ways.append(Way(name, path.application(named or None)))
+        ways.append(Way(name, path.application(named or None), entry.strip()))
     return list(dict.fromkeys(ways))
 
 
@@ -109,6 +110,24 @@ def compare(comparison: Comparison, console: Console | None = None) -> dict[str,
     for (traffic, way), result in zip(cases, results, strict=True):
         by_traffic[traffic][str(way)] = result
     return by_traffic
+
+
+def by_path(
+    comparison: Comparison, results: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> dict[str, Mapping[str, Any]]:
+    """Results by path as ``--paths`` names it, each a result.json.
+
+    Of several traffics, the last has the plain names; before it come ``path@traffic``.
+
+    Arguments:
+        results: of :func:`compare`.
+    """
+    *before, last = comparison.traffics
+    return {
+        (way.asked or str(way)) + (f"@{traffic}" if traffic != last else ""): results[traffic][str(way)]
+        for traffic in (*before, last)
+        for way in comparison.ways
+    }
 
 
 def run_all(

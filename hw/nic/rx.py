@@ -92,22 +92,23 @@ class Receive(QueueSet):
     def _queue(self, m: Module, index: int, queue: RingQueue) -> Value:
         """Connect a queue with the DMA; returns whether what is kept for it here stays as it is."""
         completion, finished = self.completion, self.dma.finished
-        chosen = Signal(name=f"chosen{index}")
+        chosen, finishing = Signal(name=f"chosen{index}"), Signal(name=f"finishing{index}")
         m.d.comb += [
             chosen.eq(self.dma.queue == index),
+            finishing.eq(self.dma.finishing == index),
             queue.completion.valid.eq(
                 completion.valid & self.tags.is_from(self.tags.receive(index), completion.payload.header.tag)
             ),
             queue.completion.payload.eq(completion.payload),
             queue.descriptor.ready.eq(chosen & self.dma.descriptor.ready),
-            queue.finished.valid.eq(chosen & finished.valid),
+            queue.finished.valid.eq(finishing & finished.valid),
             queue.finished.payload.eq(finished.payload),
-            queue.holding.eq(chosen & self.dma.holding),
+            queue.holding.eq(finishing & self.dma.holding),
             queue.no_buffer.eq(self.srrctl[index].BSIZEPACKET == 0),
         ]
         # What is left of a line does not wait for ever while the others are busy
         others = Signal(range(PATIENCE + 1), name=f"others{index}")
-        collecting, elsewhere = queue.write_back.collecting, finished.valid & finished.ready & ~chosen
+        collecting, elsewhere = queue.write_back.collecting, finished.valid & finished.ready & ~finishing
         stale = ~collecting & (others != 0)
         with m.If(stale):
             m.d.nic += others.eq(0)
@@ -119,13 +120,16 @@ class Receive(QueueSet):
     def _choose(self, m: Module) -> None:
         """What the DMA sees is its packet's queue; one that is not built is like one that is not enabled."""
         dma = self.dma
+        with m.Switch(dma.finishing):
+            for index, queue in enumerate(self.queues):
+                with m.Case(index):
+                    m.d.comb += dma.finished.ready.eq(queue.finished.ready)
         with m.Switch(dma.queue):
             for index, queue in enumerate(self.queues):
                 with m.Case(index):
                     m.d.comb += [
                         dma.descriptor.valid.eq(queue.descriptor.valid),
                         dma.descriptor.payload.eq(queue.descriptor.payload),
-                        dma.finished.ready.eq(queue.finished.ready),
                         dma.running.eq(queue.running),
                         dma.failed.eq(queue.failed),
                         dma.may_drop.eq(self.srrctl[index].DROP_EN & queue.exhausted),
@@ -141,13 +145,13 @@ class Receive(QueueSet):
                 m.submodules[f"{name}_statistics{index}"] = statistic
                 wiring.connect(m, statistic.bus, wiring.flipped(self.bus))
                 m.d.comb += statistic.reset.eq(self.reset)
-            chosen = self.dma.queue == index
-            taken = finished.valid & finished.ready & chosen
+            finishing = self.dma.finishing == index
+            taken = finished.valid & finished.ready & finishing
             m.d.comb += [
                 packets.event.eq(taken & finished.payload.eop),
                 octets.event.eq(taken),
                 octets.amount.eq(finished.payload.length),
-                drops.event.eq(self.dma.unserved & chosen),
+                drops.event.eq(self.dma.unserved & finishing),
                 self.qprc[index].eq(packets.value),
                 self.qbrc_l[index].eq(octets.low),
                 self.qbrc_h[index].eq(octets.high),

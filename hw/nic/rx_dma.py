@@ -29,9 +29,11 @@ class RxDma(wiring.Component):
     """Takes packets in order, and a descriptor for each buffer of ``buffer_kib`` KiB they fill.
 
     When the last beat of a buffer has been accepted by the link's arbiter, ``finished`` tells the queue, so that
-    the write-back follows the payload. A packet of one beat into an aligned buffer takes three cycles.
+    the write-back follows the payload. The next packet starts as one is finished: a packet of one beat into an aligned
+    buffer takes two cycles.
 
-    ``queue`` is that of the packet under way, or of the next one; all that is told of the queue is told of this one.
+    ``finishing`` is the queue of the packet under way: of ``finished``, ``holding`` and ``unserved``. ``queue`` is that
+    of the packet that starts or goes on in its next buffer; all that is told of the queue is told of this one.
 
     Packets are dropped, whole and reported by ``drop``: during a reset; when the queue is not enabled or has stopped
     on an error; and for want of a descriptor when ``may_drop`` says that the ring is empty and the driver wants that
@@ -49,6 +51,7 @@ class RxDma(wiring.Component):
     master: In(1)  #: new packets may start
     resetting: In(1)
     queue: Out(4)
+    finishing: Out(4)
     unserved: Out(1)  #: a packet is dropped for want of a descriptor or of an enabled queue, for one cycle
     holding: Out(1)  #: a descriptor has been taken that is not yet finished
     caught_up: Out(1)  #: no descriptor will be finished before something else happens
@@ -75,7 +78,11 @@ class RxDma(wiring.Component):
         ended = Signal()  # the packet's last beat has been taken from the packet buffer
         reason = Signal(DropReason)
         queue = Signal(4)
-        m.d.comb += self.queue.eq(Mux(state == _State.IDLE, packet.rss.queue, queue))
+        free = Signal()  # a packet may start
+        m.d.comb += [
+            self.finishing.eq(queue),
+            self.queue.eq(Mux(free, packet.rss.queue, queue)),
+        ]
 
         wiring.connect(m, wiring.flipped(self.send), writer.send)
 
@@ -89,8 +96,23 @@ class RxDma(wiring.Component):
         with m.If(self.packets.valid & self.packets.ready):
             m.d.nic += ended.eq(packet.last)
 
+        # The buffer is full, or the packet at its end
+        over = Signal()
+        m.d.comb += [
+            self.finished.payload.eq(finished),
+            over.eq(self.finished.valid & self.finished.ready & finished.eop),
+            free.eq((state == _State.IDLE) | over),
+        ]
+        with m.If((state == _State.WRITE) & writer.idle):
+            with m.If(~writer.complete):
+                m.d.nic += [state.eq(_State.DISCARD), reason.eq(DropReason.RESET)]
+            with m.Else():
+                m.d.comb += self.finished.valid.eq(1)
+                with m.If(self.finished.ready):
+                    m.d.nic += state.eq(Mux(finished.eop, _State.IDLE, _State.NEXT))
+
         # Between buffers: write, drop or wait
-        starting = (state == _State.IDLE) & self.packets.valid
+        starting = free & self.packets.valid
         ready = starting | (state == _State.NEXT)
         take, refuse = Signal(), Signal()
         refusal = Signal(DropReason)
@@ -119,23 +141,13 @@ class RxDma(wiring.Component):
                 finished.packet_type.eq(classify(m, packet.data)),
             ]
 
-        # The buffer is full, or the packet at its end
-        m.d.comb += self.finished.payload.eq(finished)
-        with m.If((state == _State.WRITE) & writer.idle):
-            with m.If(~writer.complete):
-                m.d.nic += [state.eq(_State.DISCARD), reason.eq(DropReason.RESET)]
-            with m.Else():
-                m.d.comb += self.finished.valid.eq(1)
-                with m.If(self.finished.ready):
-                    m.d.nic += state.eq(Mux(finished.eop, _State.IDLE, _State.NEXT))
-
         # Thrown away
         dropped = (state == _State.DISCARD) & (ended | (self.packets.valid & packet.last))
         with m.If(dropped):
             m.d.nic += state.eq(_State.IDLE)
         self.drop.emit(m, dropped, packet=finished.packet, reason=reason)
         self.packets_dropped.increment(m, dropped)
-        self.packets_written.increment(m, self.finished.valid & self.finished.ready & finished.eop)
+        self.packets_written.increment(m, over)
 
         m.d.comb += [
             self.unserved.eq(dropped & (reason != DropReason.RESET)),

@@ -35,6 +35,7 @@ from sim.engine.native import NativeEngine
 from sim.experiment import Experiment
 from sim.session import observe
 from sim.wire.traffic import Traffic
+from sw.paths import PATHS
 
 __all__ = ["BenchError", "first_cycle", "print_figures", "speed", "timed"]
 
@@ -44,6 +45,9 @@ WORKLOADS = ((64, "line"), (64, "500kpps"), (1518, "line"))
 #: For cocotb and for runs without jumps, which take a hundred times as long.
 SHORT = (64, "500kpps")
 SHORT_COUNT = 10
+#: The path of all else, and how often each path is timed with and without jumps.
+PATH = "napi"
+JUMP_ROUNDS = 3
 
 
 class BenchError(RuntimeError):
@@ -90,7 +94,10 @@ def speed(
             workloads.append(workload.measure(rounds))
         status.update("with and without jumps")
         short = _Workload.make(machine, build, *SHORT, SHORT_COUNT)
-        jump_gain = short.jump_gain(rounds)
+        jump_gains = {}
+        for path in PATHS:
+            status.update(f"with and without jumps, {path}")
+            jump_gains[path] = _Workload.make(machine, build, *SHORT, SHORT_COUNT, path).jump_gain(JUMP_ROUNDS)
         status.update("starting a process")
         figures: dict[str, Any] = {
             "machine": machine.name,
@@ -99,7 +106,8 @@ def speed(
             # The worst of them: a mix would say what its shares were chosen to say.
             "native_vs_bare": min(workload["native_vs_bare"] for workload in workloads),
             "native_vs_cocotb": None,
-            "jump_gain": jump_gain,
+            "jump_gain": jump_gains[PATH],
+            "jump_gains": jump_gains,
             "bare_core_cycles_per_s": _total(workloads, "core_cycles") / _total(workloads, "bare_s"),
             "first_build_s": None,
             "warm_start_s": _warm_start(machine, rounds),
@@ -124,7 +132,10 @@ def print_figures(figures: dict[str, Any], console: Console) -> None:
             "of its speed, worst workload; the rest is Python",
         ),
         ("native engine against cocotb", _ratio(figures["native_vs_cocotb"]), f"times as fast, {short}"),
-        ("jumps", _ratio(figures["jump_gain"]), f"times as fast as without, bare, {short}"),
+        *(
+            (f"jumps, {path}", _ratio(gain), f"times as fast as without, bare, {short}")
+            for path, gain in figures["jump_gains"].items()
+        ),
         ("bare model", f"{figures['bare_core_cycles_per_s'] / 1e3:,.0f} k", "core cycles per second"),
         ("build from nothing", _seconds(figures["first_build_s"]), "s"),
         ("start", _seconds(figures["warm_start_s"]), "s from a new process to its first cycle, all built"),
@@ -182,10 +193,12 @@ class _Workload:
     log_sha256: str
 
     @classmethod
-    def make(cls, machine: MachineConfig, build: NativeBuild, size: int, rate: str, count: int) -> "_Workload":
-        """Record the run once."""
+    def make(
+        cls, machine: MachineConfig, build: NativeBuild, size: int, rate: str, count: int, path: str = PATH
+    ) -> "_Workload":
+        """Record the run of a path with its first application once."""
         traffic = Traffic.make(capture=None, speed=None, size=size, rate=rate, count=count, seed=1)
-        job = Experiment("napi", machine, traffic).job()
+        job = Experiment(path, machine, traffic).job()
         engine = NativeEngine(build, record=True)
         run = engine.execute(lambda engine: timed(engine, **job))
         return cls(machine, build, size, rate, count, job, engine.recording(), run.log_sha256)

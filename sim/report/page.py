@@ -6,6 +6,7 @@ import jinja2
 
 from sim.report.comparison import rows
 from sim.report.plots import PLOTS
+from sim.report.published import COLUMNS, sources
 from sim.report.study import Study
 
 __all__ = ["write_report"]
@@ -31,6 +32,9 @@ def write_report(study: Study, directory: Path, file: Path) -> None:
             for section in study.comparison.values()
         ],
         plots=[(heading, text, draw(study)) for heading, text, draw in PLOTS],
+        published=[[tell(line) for tell in COLUMNS.values()] for line in study.published],
+        published_columns=list(COLUMNS),
+        sources=sources(study.published),
         directory=directory,
     )
     file.parent.mkdir(parents=True, exist_ok=True)

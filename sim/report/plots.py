@@ -27,6 +27,8 @@ STAGE_COLOURS = {
 }
 WAY_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3b08", "#525252")
 MARKERS = "osD^vPX*"
+#: When colours and markers begin again.
+LINES = ("-", "--", ":")
 #: Line rates of the last plot, in Gb/s, and the frame in bytes.
 LINE_RATES = (10, 40, 100)
 FRAME_BYTES = 64
@@ -65,7 +67,18 @@ def _logarithmic(axis: Any) -> None:
 
 
 def _way_style(index: int) -> dict[str, Any]:
-    return {"color": WAY_COLOURS[index % len(WAY_COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+    turn, place = divmod(index, len(WAY_COLOURS))
+    return {
+        "color": WAY_COLOURS[place],
+        "marker": MARKERS[place],
+        "markersize": 5,
+        "linestyle": LINES[turn % len(LINES)],
+    }
+
+
+def _beside(axes: Any, x: float, y: float, text: str) -> None:
+    """Write behind the end of a bar."""
+    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 def _burst(study: Study) -> Mapping[str, Result]:
@@ -84,7 +97,7 @@ def cycles_by_stage(study: Study) -> str:
             axes.barh(ways, widths, left=left, color=colour, label=str(stage), height=0.65)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for place, total in enumerate(left):
-            axes.text(total, place, f" {total:,.0f}", va="center", fontsize=9)
+            _beside(axes, total, place, f"{total:,.0f}")
         axes.set_xlim(0, max(left) * 1.1)
         axes.set_xlabel("core cycles per received packet")
         axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False, fontsize=9)
@@ -127,19 +140,19 @@ def latency(study: Study) -> str:
 
 def ddio(study: Study) -> str:
     """Core cycles per packet with DDIO on and off."""
-    ways = list(study.ddio["on"])
-    with _axes() as (axes, drawn):
-        for shift, (switch, colour) in zip((-0.2, 0.2), zip(DDIO, ("#0072b2", "#e69f00"), strict=True), strict=True):
+    ways = list(study.ddio["on"])[::-1]
+    with _axes(0.9 + 0.75 * len(ways)) as (axes, drawn):
+        for shift, (switch, colour) in zip((0.2, -0.2), zip(DDIO, ("#0072b2", "#e69f00"), strict=True), strict=True):
             totals = [sum(study.ddio[switch][way]["stages"].values()) for way in ways]
             places = [place + shift for place in range(len(ways))]
-            axes.bar(places, totals, width=0.38, color=colour, label=f"DDIO {switch}")
+            axes.barh(places, totals, height=0.38, color=colour, label=f"DDIO {switch}")
             for place, way, total in zip(places, ways, totals, strict=True):
-                reads = study.ddio[switch][way]["per_packet"]["dram_accesses"]
-                axes.text(place, total, f"{total:,.0f}\n{reads:.1f} DRAM", ha="center", va="bottom", fontsize=8)
-        axes.set_xticks(range(len(ways)), ways)
-        axes.set_ylabel("core cycles per packet")
-        axes.margins(y=0.15)
-        axes.legend(frameon=False, fontsize=9)
+                accesses = study.ddio[switch][way]["per_packet"]["dram_accesses"]
+                _beside(axes, total, place, f"{total:,.0f}; DRAM {accesses:.1f}")
+        axes.set_yticks(range(len(ways)), ways)
+        axes.set_xlabel("core cycles per packet")
+        axes.margins(x=0.2)
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
     return drawn[0]
 
 
@@ -152,7 +165,7 @@ def budget(study: Study) -> str:
     with _axes(0.6 + 0.5 * len(ways) + 0.9) as (axes, drawn):
         axes.barh(ways, spent, color="#0072b2", height=0.6)
         for place, ns in enumerate(spent):
-            axes.text(ns, place, f" {ns:,.1f} ns", va="center", fontsize=9)
+            _beside(axes, ns, place, f"{ns:,.1f} ns")
         for gbps, style in zip(LINE_RATES, ("-", "--", ":"), strict=True):
             ns = (FRAME_BYTES + WIRE_OVERHEAD_BYTES) * 8 / gbps
             axes.axvline(ns, color="#d55e00", linestyle=style, linewidth=1.2, label=f"{ns:.1f} ns: {gbps} Gb/s")
@@ -186,8 +199,8 @@ PLOTS: Sequence[tuple[str, str, Callable[[Study], str]]] = (
     ),
     (
         "DDIO on and off",
-        "1024-byte frames. With DDIO the card writes into the last-level cache, without it into DRAM. Above each bar: "
-        "core cycles, and DRAM accesses for each packet.",
+        "1024-byte frames. With DDIO the card writes into the last-level cache, without it into DRAM. Behind each bar: "
+        "core cycles, and DRAM accesses, for each packet.",
         ddio,
     ),
     (

@@ -10,6 +10,7 @@ from rich.console import Console
 from sim.bench.memory import dram_latency_ns
 from sim.compare import Comparison, run_all
 from sim.experiment import Experiment
+from sim.report.published import Beside, measure
 from sim.wire.traffic import Traffic
 
 __all__ = ["Study", "study"]
@@ -24,6 +25,8 @@ QUIET_SHARE = 0.005
 COUNT = 600
 SIZE = 64
 DDIO = ("on", "off")
+#: The machine of the published figures that a report shows.
+PUBLISHED_MACHINE = "xdp-paper"
 #: Frames with DDIO on and off: large, so that there is payload to touch.
 DDIO_SIZE, DDIO_COUNT, DDIO_SHARE = 1024, 300, 0.1
 
@@ -42,6 +45,7 @@ class Study:
     sweep: Mapping[str, Sequence[Result]]
     ddio: Mapping[str, Mapping[str, Result]]
     dram_access_ns: float  #: from a load to its data, caches missed, the row closed
+    published: Sequence[Beside]  #: figures with the model's own, on the machine they were measured on
 
 
 def study(
@@ -69,7 +73,9 @@ def study(
     results = iter(run_all(runs, console, "runs for the report"))
     sweep = {str(way): [next(results) for _ in SHARES] for way in ways}
     access_ns = dram_latency_ns(machine)
-    return Study(compared, sweep, {ddio: {str(way): next(results) for way in ways} for ddio in DDIO}, access_ns)
+    by_ddio = {ddio: {str(way): next(results) for way in ways} for ddio in DDIO}
+    published = measure(PUBLISHED_MACHINE, comparison.out / "published", console)
+    return Study(compared, sweep, by_ddio, access_ns, published)
 
 
 def _traffic(comparison: Comparison, share: float, size: int, count: int) -> Traffic:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from sw.core import function
-from sw.linux.atomic import fetch_and, try_cmpxchg
+from sw.linux.atomic import fetch_and, fetch_or, try_cmpxchg
 from sw.linux.cpu import Cpu, local_irq_restore, local_irq_save
 from sw.linux.list import list_empty
 from sw.linux.napi import NAPI_STRUCT, Napi, NapiState, napi_schedule
@@ -71,11 +71,13 @@ async def napi_busy_loop(cpu: Cpu, napi: Napi, loop_end: Callable[[], Awaitable[
 
 
 async def _take(cpu: Cpu, napi: Napi, after: int) -> bool:
-    """Become the one who polls, unless somebody else does."""
+    """Become the one who polls, unless somebody else does; the softirq is asked to leave it to the program."""
     state = await cpu.get(napi.address, NAPI_STRUCT.state, after=after)
-    if state & (NapiState.SCHED | NapiState.IN_BUSY_POLL):
-        return False
     address = napi.address + NAPI_STRUCT.state.offset
+    if state & (NapiState.SCHED | NapiState.IN_BUSY_POLL):
+        if napi.suspends_irqs and not state & NapiState.PREFER_BUSY_POLL:
+            await fetch_or(cpu, address, NapiState.PREFER_BUSY_POLL)
+        return False
     return await try_cmpxchg(cpu, address, state, state | NapiState.SCHED | NapiState.IN_BUSY_POLL)
 
 

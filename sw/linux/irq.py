@@ -8,7 +8,7 @@ from sw.linux.cpu import HARDIRQ_OFFSET, Cpu
 from sw.linux.ptrace import restore_registers, save_registers
 from sw.linux.sched import need_resched, schedule
 from sw.linux.smp import RESCHEDULE_VECTOR
-from sw.linux.softirq import do_softirq
+from sw.linux.softirq import invoke_softirq
 from sw.linux.spinlock import SPINLOCK_BYTES, raw_spin_lock, raw_spin_unlock
 from sw.structs import Struct
 
@@ -80,7 +80,7 @@ async def irq_exit_rcu(cpu: Cpu) -> None:
     context.preempt_count -= HARDIRQ_OFFSET
     cpu.store(cpu.preempt_count_address, context.preempt_count, 4)
     if context.preempt_count == 0 and await cpu.load(cpu.softirq_pending_address, 4):
-        await do_softirq(cpu)
+        await invoke_softirq(cpu)
 
 
 @function()

@@ -49,9 +49,14 @@ class NapiState(enum.IntFlag):
     SCHED = 1 << 0  #: a poll is scheduled or running
     MISSED = 1 << 1  #: an interrupt came during the poll
     IN_BUSY_POLL = 1 << 6  #: who polls will not give it up by itself
+    PREFER_BUSY_POLL = 1 << 7  #: a program would rather poll itself than wait for the softirq
     THREADED = 1 << 8  #: a thread polls, not the softirq
     SCHED_THREADED = 1 << 9  #: it is the thread's turn
     THREADED_BUSY_POLL = 1 << 10  #: the thread never stops
+
+
+#: What the end of a poll always clears.
+_CLEARED = NapiState.SCHED_THREADED | NapiState.PREFER_BUSY_POLL
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +127,7 @@ async def napi_complete_done(cpu: Cpu, napi: Napi) -> bool:
             return False
         missed = state & NapiState.MISSED
         cleared = NapiState.MISSED if missed else NapiState.SCHED
-        if await try_cmpxchg(cpu, address, state, state & ~(cleared | NapiState.SCHED_THREADED)):
+        if await try_cmpxchg(cpu, address, state, state & ~(cleared | _CLEARED)):
             break
     if missed:
         enabled = local_irq_save(cpu)
@@ -188,11 +193,25 @@ async def net_rx_action(cpu: Cpu) -> None:
 
 @function()
 async def napi_poll(cpu: Cpu, napi: Napi) -> int:
-    """Poll once; a source that used up its weight goes to the end of the list. Returns the packets handled."""
+    """Poll once; a source that used up its weight goes to the end of the list, unless a program wants to poll it.
+
+    Returns the packets handled.
+    """
     work = await napi.poll(napi, cpu, napi.weight)
     cpu.note("poll", work=work)
+    if work >= napi.weight and napi.suspends_irqs and await _prefers_busy_poll(cpu, napi):
+        return work
     enabled = local_irq_save(cpu)
     if work >= napi.weight:
         await list_add_tail(cpu, napi.address, cpu.poll_list)
     local_irq_restore(cpu, enabled)
     return work
+
+
+async def _prefers_busy_poll(cpu: Cpu, napi: Napi) -> bool:
+    """Whether a program wants to poll: then polling ends here, packets or not, with the interrupt still masked."""
+    if not await cpu.get(napi.address, NAPI_STRUCT.state) & NapiState.PREFER_BUSY_POLL:
+        return False
+    cpu.put(napi.address, NAPI_STRUCT.defer_hard_irqs_count, 1)
+    await napi_complete_done(cpu, napi)
+    return True

@@ -12,7 +12,7 @@ from sw.core import LINE, Context, Mode, function
 from sw.linux.atomic import fetch_and, fetch_or, smp_store_mb
 from sw.linux.cpu import Cpu
 from sw.linux.cpuidle import cpuidle_idle_call
-from sw.linux.list import init_list_head, list_add_tail, list_del
+from sw.linux.list import LIST_HEAD, init_list_head, list_add_tail, list_del
 from sw.linux.smp import smp_send_reschedule
 from sw.linux.spinlock import (
     SPIN_PERIOD,
@@ -33,6 +33,7 @@ __all__ = [
     "Task",
     "__set_current_state",
     "need_resched",
+    "others_wait",
     "schedule",
     "set_current_state",
     "try_to_wake_up",
@@ -248,6 +249,17 @@ async def _resched_curr(cpu: Cpu, target: Cpu, running: int, after: int) -> None
 async def need_resched(cpu: Cpu) -> bool:
     """Whether the current task shall make way."""
     return bool(await cpu.get(cpu.task.address, TASK_STRUCT.flags) & _TIF_NEED_RESCHED)
+
+
+async def others_wait(cpu: Cpu) -> bool:
+    """Whether another task of the running one's rank waits.
+
+    Linux's fair scheduler asks a task that has run for long to make way for one that has slept (``need_resched``);
+    between tasks of one rank here, this is what a task that is willing to can look at.
+    """
+    head, mine = _queue(cpu, cpu.task.priority), cpu.task.address + TASK_STRUCT.run_list.offset
+    following, previous = await cpu.get_all(head, LIST_HEAD.next, LIST_HEAD.prev)
+    return (following, previous) != (mine, mine)
 
 
 async def yield_task(cpu: Cpu) -> None:

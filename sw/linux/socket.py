@@ -179,7 +179,6 @@ async def sock_wfree(cpu: Cpu, skb: int) -> None:
     """What was charged for a packet is free again; wake a sleeping sender when half of the buffer is."""
     sock, truesize = await cpu.get_all(skb, SK_BUFF.sk, SK_BUFF.truesize)
     left = await atomic_sub_return(cpu, truesize, sock + SOCK.wmem_alloc.offset)
-    if left * 2 <= await cpu.get(sock, SOCK.sndbuf):
-        await smp_mb(cpu)
+    if left * 2 <= await cpu.get(sock, SOCK.sndbuf):  # the atomic is a barrier, too
         if not await list_empty(cpu, sock + SOCK.wait_queue.offset):
             await _wake_up_sync_key(cpu, sock)

@@ -2,12 +2,23 @@
 
 from sw.core import Mode, function
 from sw.linux.cpu import SOFTIRQ_DISABLE_OFFSET, SOFTIRQ_OFFSET, Cpu, local_irq_restore, local_irq_save
-from sw.linux.sched import TASK_INTERRUPTIBLE, schedule, set_current_state, try_to_wake_up, yield_task
+from sw.linux.sched import (
+    TASK_INTERRUPTIBLE,
+    TASK_RUNNING,
+    TASK_STRUCT,
+    need_resched,
+    others_wait,
+    schedule,
+    set_current_state,
+    try_to_wake_up,
+    yield_task,
+)
 from sw.linux.spinlock import raw_spin_lock, raw_spin_unlock
 
 __all__ = [
     "MAX_SOFTIRQ_RESTART",
     "do_softirq",
+    "invoke_softirq",
     "ksoftirqd",
     "local_bh_disable",
     "local_bh_enable",
@@ -44,12 +55,26 @@ async def do_softirq(cpu: Cpu) -> None:
         cpu.cli()
         pending = await cpu.load(cpu.softirq_pending_address, 4)
         restart -= 1
-        if restart == 0:
+        if restart == 0 or await need_resched(cpu) or (cpu.task is cpu.ksoftirqd and await others_wait(cpu)):
             break
     if pending:
         await wakeup_softirqd(cpu)
     context.preempt_count -= SOFTIRQ_OFFSET
     cpu.store(cpu.preempt_count_address, context.preempt_count, 4)
+
+
+async def ksoftirqd_running(cpu: Cpu) -> bool:
+    """Whether pending softirqs are left to this core's thread, at its own rate, as Linux 4.9 to 6.4 do.
+
+    Else a program that receives would run them in every system call and not get on.
+    """
+    return await cpu.get(cpu.ksoftirqd.address, TASK_STRUCT.state) == TASK_RUNNING
+
+
+async def invoke_softirq(cpu: Cpu) -> None:
+    """Run softirqs at the end of an interrupt; called and returns with interrupts off."""
+    if not await ksoftirqd_running(cpu):
+        await do_softirq(cpu)
 
 
 @function()
@@ -83,7 +108,8 @@ async def local_bh_enable(cpu: Cpu) -> None:
     context = cpu.current
     context.preempt_count -= SOFTIRQ_DISABLE_OFFSET
     cpu.store(cpu.preempt_count_address, context.preempt_count, 4)
-    if context.preempt_count == 0 and await cpu.load(cpu.softirq_pending_address, 4):
+    pending = context.preempt_count == 0 and await cpu.load(cpu.softirq_pending_address, 4)
+    if pending and not await ksoftirqd_running(cpu):
         enabled = local_irq_save(cpu)
         await do_softirq(cpu)
         local_irq_restore(cpu, enabled)

@@ -24,6 +24,8 @@ class BusyPollPath(NapiPath):
 
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
+        if options.busy_poll_us < 0:
+            raise ValueError(f"a program polls for 0 us or more, not {options.busy_poll_us:g} us")
         if self.application(options.application) == "kthread":
             self._add_spinning_thread(options)
         else:

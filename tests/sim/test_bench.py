@@ -11,6 +11,7 @@ from hw.config import load_machine
 from sim.bench import speed as bench
 from sim.build.design import Design
 from sim.build.native import build_native
+from sw.paths import PATHS
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,7 @@ def test_figures(machine):
     json.dumps(figures)
     for name in ("native_vs_bare", "jump_gain", "bare_core_cycles_per_s", "warm_start_s"):
         assert figures[name] > 0
+    assert figures["jump_gains"].keys() == PATHS.keys() and min(figures["jump_gains"].values()) > 1
     assert figures["native_vs_cocotb"] is figures["first_build_s"] is None
     assert len(figures["workloads"]) == len(bench.WORKLOADS)
     for workload in figures["workloads"]:
@@ -35,7 +37,12 @@ def test_figures(machine):
 
     out = io.StringIO()
     bench.print_figures(figures, Console(file=out, width=200))
-    for told in ("native engine against bare model", "core cycles per second", "8 frames of 64 bytes at line rate"):
+    for told in (
+        "native engine against bare model",
+        "jumps, dpdk",
+        "core cycles per second",
+        "8 frames of 64 bytes at line rate",
+    ):
         assert told in out.getvalue()
 
 

@@ -1,20 +1,24 @@
 """Comparing paths: what is asked for is parsed, one table shows it, the report stands alone."""
 
+import dataclasses
 import html.parser
 import io
 import json
 import re
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from hw.config import ConfigError, load_machine
-from sim.cli import compared_traffics
-from sim.compare import Comparison, Way, compare, parse_ways
+from sim.cli import cli, compared_traffics
+from sim.compare import Comparison, Way, by_path, compare, parse_ways
 from sim.observe.stages import Stage, stage_of
 from sim.report.comparison import print_comparison, rows
 from sim.report.page import write_report
+from sim.report.published import Beside, figures
 from sim.report.study import SHARES, Study
+from sim.result import SCHEMA
 from sw.paths import PATHS
 
 
@@ -79,6 +83,26 @@ def test_results_are_those_of_the_runs(comparison, results):
     assert sum(dpdk["stages"].values()) < sum(napi["stages"].values()) / 3
 
 
+def test_json_is_one_result_for_each_path_as_it_was_asked_for(comparison, results):
+    one = by_path(comparison, results)
+    assert list(one) == ["napi:rawdrop", "dpdk"]
+    assert one["dpdk"] is results["burst"]["dpdk:rxonly"]
+    # A second traffic changes no name of the last one's, and every value is a result.
+    both = dataclasses.replace(comparison, traffics={"capture": None, **comparison.traffics})
+    two = by_path(both, {"capture": results["burst"], **results})
+    assert list(two) == ["napi:rawdrop@capture", "dpdk@capture", "napi:rawdrop", "dpdk"]
+    assert {result["schema"] for result in two.values()} == {SCHEMA}
+
+
+def test_the_command_prints_that(comparison, tmp_path):
+    options = ["--machine", "tiny", "--size", "64", "--rate", "1Mpps", "--count", "3", "--batch", "8"]
+    command = ["compare", "--paths", "dpdk", *options, "--json", "--out", str(tmp_path)]
+    ran = CliRunner().invoke(cli, command, standalone_mode=False)
+    told = json.loads(ran.stdout)
+    assert list(told) == ["dpdk"] and told["dpdk"]["schema"] == SCHEMA
+    assert told["dpdk"]["software"]["options"] == {"batch": 8}
+
+
 def test_one_table_shows_it(results):
     out = io.StringIO()
     print_comparison(results, Console(file=out, width=120))
@@ -109,6 +133,7 @@ def test_the_report_stands_alone(results, tmp_path):
         sweep={way: [result] * len(SHARES) for way, result in burst.items()},
         ddio={"on": burst, "off": burst},
         dram_access_ns=70.0,
+        published=[Beside(figures()[0], 50.0)],
     )
     file = tmp_path / "report.html"
     write_report(study, tmp_path, file)
@@ -119,5 +144,7 @@ def test_the_report_stands_alone(results, tmp_path):
     assert [r for r in references.found if not (r[2] or "").startswith("#")] == []
     assert not re.search(r"url\((?!#|&quot;#)", page)
     assert page.count("<svg") == 5
+    for told in (figures()[0].what, "43.5 Mpps", "50 Mpps", "+15 %", "predicted", figures()[0].source):
+        assert told in page
     for way in burst:
         assert way in page

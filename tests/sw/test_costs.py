@@ -58,6 +58,8 @@ def test_no_entry_is_unused_and_none_is_missing():
         "cpu_idle",
         "default_idle",
         "do_exit",
+        "echo_datagram",
+        "echo_start",
         "ixgbe_configure_rx",
         "ixgbe_configure_tx",
         "ixgbe_dev_rx_queue_start",

@@ -1,6 +1,7 @@
 """From the wire to the program: what is sent is delivered, everything else is dropped for a reason."""
 
 import asyncio
+import itertools
 import random
 import zlib
 from collections import Counter
@@ -258,6 +259,16 @@ def test_budget_and_restarts_hand_over_to_ksoftirqd():
     record = bench.system.record
     assert "ksoftirqd" in {record.function_of(h) for h in range(len(record))}
     assert len(bench.delivered) == count
+
+
+def test_a_program_gets_on_while_ksoftirqd_is_at_work():
+    """Its system calls leave pending softirqs to the thread, which lets it run in between: no flood starves it."""
+    bench = Bench(dram_bytes=16 << 20, ring_size=64, rcvbuf=16_384, netdev_budget=16)
+    bench.send([pad(udp(b"x" * 18))] * 4000, gap=600)
+    delivered = sorted(bench.delivered)
+    turns = [first for first, later in itertools.pairwise(delivered) if later - first > 100]
+    assert len(turns) >= 2, "the program ran only before and after the flood"
+    assert max(delivered) > 3000
 
 
 def test_without_memory_for_buffers_the_driver_keeps_polling():

@@ -38,7 +38,7 @@ def mixed_frames(seed=1):
     foreign = with_fcs(b"\x02\0\0\0\0\x09" + foreign[6:])
     frames = [udp(64, 9), udp(200, 53), spoiled, with_fcs(udp_frame(b"", 1024)), udp(65, 7), foreign, udp(129, 9)]
     # Back to back, but for a pause before the last, such that its interrupt comes between two operations.
-    return [(Fraction(0), frame) for frame in frames[:-1]] + [(Fraction(86250, 2), frames[-1])]
+    return [(Fraction(0), frame) for frame in frames[:-1]] + [(Fraction(88630, 2), frames[-1])]
 
 
 #: Packet id -> fate, of :func:`mixed_frames`.

@@ -1,6 +1,8 @@
 """The whole machine with the whole software: one run, one log, whatever executes it and however fast Python is."""
 
+import functools
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from sim.engine.native import NativeEngine
 from sim.observe.difference import first_difference
 from sim.session import Software, observe
 from sw.issue import FUNCTION_MASK, MODE_SHIFT
+from sw.paths import PATHS
 
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
@@ -172,6 +175,58 @@ def test_both_cores_at_work_give_one_log(build, native):
     for outcome in outcomes:
         assert first_difference(build.manifest, outcome.pop("log"), reference["log"]) is None
         assert outcome == {name: value for name, value in reference.items() if name != "log"}
+
+
+# ---- Every way
+
+WAYS = [(path.name, application) for path in PATHS.values() for application in path.applications]
+by_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: ":".join(way))
+
+
+def way_job(way):
+    """Three datagrams through one way: to a program's port, to one the firewall blocks, and of another size."""
+    path, application = way
+    frames = [(time_ns, frame) for time_ns, frame in mixed_run.mixed_frames() if 60 <= len(frame) - 4 <= 200][:2]
+    frames.append((Fraction(20_000), mixed_run.mixed_frames()[-1][1]))
+    return mixed_run.job() | {"frames": frames, "software": Software(path, application)}
+
+
+@pytest.fixture(scope="module")
+def way_reference(native):
+    """The run of a way with every edge executed."""
+
+    @functools.cache
+    def run(way):
+        observation = native(observe, Jump.OFF, **way_job(way))[0]
+        assert len({*observation.delivered, *observation.transmitted, *observation.dropped}) == 3, way
+        return observation
+
+    return run
+
+
+@by_way
+def test_jumping_changes_nothing_on_any_way(native, way_reference, way):
+    assert_same(native(observe, Jump.ALL, **way_job(way))[0], way_reference(way))
+    assert_same(native(observe, Jump.RANDOM, 3, **way_job(way))[0], way_reference(way))
+
+
+@pytest.mark.slow
+@by_way
+def test_cocotb_gives_the_same_log_on_every_way(way_reference, way):
+    from sim.engine.cocotb import run_in_cocotb
+
+    assert_same(run_in_cocotb(design(), "sim.experiment:observe", way_job(way)), way_reference(way))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [name for name in PATHS if name != "napi"])
+def test_amaranth_gives_the_same_log_on_every_path(way_reference, path):
+    """With each path's first application: it takes minutes. Napi's is above."""
+    from sim.engine.amaranth import run_on_amaranth
+
+    way = (path, PATHS[path].application(None))
+    run = run_on_amaranth(design(), lambda e: observe(e, **way_job(way)))
+    assert_same(run, way_reference(way))
 
 
 # ---- Planted wake-up bugs

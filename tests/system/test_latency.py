@@ -14,7 +14,7 @@ import pytest
 from hw.bus.core import OperationKind as K
 from hw.bus.tilelink import LINE_BYTES
 from hw.mem.dram_timing import DramCommand
-from hw.memory_map import BAR0_BASE, BAR3_BASE, BAR3_BYTES
+from hw.memory_map import BAR0_BASE, BAR3_BASE, BAR3_BYTES, MSI_BASE
 from hw.nic.registers import REG
 from sim.build.design import Design
 from sim.build.native import build_native
@@ -27,7 +27,7 @@ if str(HERE) not in sys.path:
 from stopwatch import REST, Stopwatch, undisturbed  # noqa: E402
 from walk import Walk  # noqa: E402
 
-from sim.bare_metal import BareMetal  # noqa: E402
+from sim.bare_metal import BareMetal, StuckError  # noqa: E402
 
 MACHINES = ("tiny", "teaching")
 #: Core cycles by which the repetitions of a measurement differ: over a period of the clocks' pattern on either
@@ -126,3 +126,41 @@ def test_mmio_read_that_nobody_claims(watch, walk):
     for phase in PHASES:
         issue, completion = watch.time(1, K.MMIO_READ, BAR3_BASE + BAR3_BYTES, 8, REST + phase)
         assert completion == walk.mmio_read_unclaimed(issue)
+
+
+def issue_of_write(bench: BareMetal) -> int:
+    """Edge at which core 0's last MMIO write issued."""
+    issues = bench.log().select("core0.port.issue")
+    return int(issues["cycle"][issues["kind"] == K.MMIO_WRITE.value][-1])
+
+
+def test_interrupt_between_cores(watch, walk):
+    """Core 0 interrupts core 1, which has interrupts masked: they stay pending."""
+    bench = watch.bench
+
+    def sent(phase: int) -> int:
+        bench.execute(0, REST + phase)
+        bench.mmio_write(0, MSI_BASE + (1 << 12), 0x3F)
+        bench.execute(0, REST)
+        bench.settle(0)
+        return issue_of_write(bench)
+
+    bench.mask_interrupts(1)
+    bench.settle(1)
+    for phase in PHASES:
+        arrival = walk.interrupt(sent(phase))
+        assert bench.log().select("core1.interrupts.requested")["cycle"][-1] == arrival
+    assert not len(bench.log().select("core1.port.interrupt"))
+
+
+def test_a_core_that_computes_takes_an_interrupt_one_cycle_later(watch, walk):
+    bench = watch.bench
+    bench.execute(1, 100_000)
+    bench.execute(0, REST)
+    bench.mmio_write(0, MSI_BASE + (1 << 12), 0x3F)
+    bench.execute(0, REST)
+    with pytest.raises(StuckError, match="interrupt 63 on core 1"):
+        bench.settle()
+    issue = issue_of_write(bench)
+    taken = bench.log().select("core1.port.interrupt")
+    assert (taken["cycle"].tolist(), taken["vector"].tolist()) == ([walk.interrupt(issue) + 1], [0x3F])

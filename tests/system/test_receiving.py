@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hw.config import ConfigError, load_machine
+from sim.engine.engine import Jump
 from sim.experiment import Experiment
 from sim.wire.traffic import Traffic
 
@@ -44,6 +45,25 @@ WAYS = [
 def test_every_packet_is_delivered(way, options):
     packets = result(way, **options)["packets"]
     assert packets["delivered"] == packets["offered"] == 60 and packets["dropped"] == {}
+
+
+@pytest.mark.parametrize("way, options", WAYS, ids=str)
+def test_skipping_edges_changes_nothing(way, options, tmp_path):
+    """On the smallest machine: interrupts between cores, flags that are polled, programs that poll."""
+    path, _, application = way.partition(":")
+    given = dict(options)
+    switches = {name: given.pop(name, default) for name, default in {"background": False, "idle": "poll"}.items()}
+    traffic = Traffic.make(capture=None, speed=None, size=64, rate="200kpps", count=4, seed=1)
+    machine = load_machine("tiny")
+    digests = set()
+    for jump in (Jump.OFF, Jump.ALL):
+        experiment = Experiment(
+            path, machine, traffic, application or None, out=tmp_path, options=given, jump=jump, **switches
+        )
+        run = experiment.run()
+        assert run["packets"]["delivered"] == 4
+        digests.add(run["log_sha256"])
+    assert len(digests) == 1
 
 
 def kicks(**options) -> int:

@@ -128,3 +128,10 @@ class Walk:
     def mmio_read_unclaimed(self, issue: int) -> int:
         """A read of an address that no device has: the root complex answers one cycle after it accepted it."""
         return self.cross(self.cross(issue, "core", "uncore") + 1, "uncore", "core")
+
+    def interrupt(self, issue: int) -> int:
+        """A core's write to the interrupt window: the edge at which the other core's interrupt controller has it.
+
+        To the root complex; one cycle there ("accepted at edge t is offered at t + 1"); to the other core.
+        """
+        return self.cross(self.cross(issue, "core", "uncore") + 1, "uncore", "core")

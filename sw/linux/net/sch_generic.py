@@ -19,6 +19,7 @@ from sw.structs import Struct
 
 __all__ = [
     "DEV_TX_WEIGHT",
+    "NETDEV_QUEUE",
     "TX_QUEUE_LEN",
     "NetdevQueue",
     "dev_direct_xmit",
