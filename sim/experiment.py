@@ -19,7 +19,7 @@ from sim.observe.waves import gtkwave_view
 from sim.result import Fate, Observation, summarise
 from sim.session import Software, observe
 from sim.wire.capture import Captured, Direction, write_capture
-from sim.wire.frames import FCS_BYTES, Frame, TrafficError, with_fcs
+from sim.wire.frames import FCS_BYTES, TrafficError, with_fcs
 from sim.wire.traffic import Traffic
 from sw.paths import PathError, path_named
 
@@ -70,7 +70,7 @@ class Experiment:
         self.out.mkdir(parents=True, exist_ok=True)
         observation = self._observe(console)
         result, fates = summarise(
-            observation, self.machine, self.path, self.application_name, self.traffic.parameters, self.traffic.sizes
+            observation, self.machine, self.path, self.application_name, self._traffic_parameters()
         )
         result["software"] = {
             "mitigations": list(self.mitigations),
@@ -80,6 +80,13 @@ class Experiment:
         }
         self._write(result, fates, observation)
         return result
+
+    def _traffic_parameters(self) -> dict[str, Any]:
+        """Those of the traffic; with a peer, what it makes of the frames."""
+        parameters = self.traffic.parameters
+        if not path_named(self.path).needs_peer:
+            return parameters
+        return {**parameters, "description": f"a peer's segments, as {parameters['description']}"}
 
     @property
     def application_name(self) -> str:
@@ -141,12 +148,12 @@ class Experiment:
         if self.waves:
             (self.out / "waves.gtkw").write_text(gtkwave_view(EventLog(observation.manifest, observation.log)))
         ns_per_tick = Fraction(10**9, self.machine.ticks_per_second)
-        write_capture(self.out / "wire.pcapng", captured(fates, self.traffic.frames, observation.sent, ns_per_tick))
+        write_capture(self.out / "wire.pcapng", captured(fates, observation.offered, observation.sent, ns_per_tick))
 
 
 def captured(
     fates: Sequence[Fate],
-    frames: Sequence[Frame],
+    frames: Sequence[bytes],
     sent: Sequence[tuple[int, int, bytes]],
     ns_per_tick: Fraction,
 ) -> list[Captured]:
@@ -154,11 +161,11 @@ def captured(
 
     Arguments:
         fates: of the packets that were offered.
-        frames: those packets, in the order of their ids.
+        frames: those packets without FCS, in the order of their ids.
         sent: tick, id and bytes (FCS included) of each frame that the card sent.
     """
     into = [
-        Captured(fate.arrived_tick * ns_per_tick, frames[fate.packet - 1].data, fate.told(ns_per_tick))
+        Captured(fate.arrived_tick * ns_per_tick, frames[fate.packet - 1], fate.told(ns_per_tick))
         for fate in fates
         if fate.arrived_tick is not None
     ]

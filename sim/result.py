@@ -6,7 +6,7 @@ The schema is described in docs/results.md.
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -17,6 +17,7 @@ from hw.config import MachineConfig
 from sim.build.manifest import Manifest
 from sim.observe.log import EventLog
 from sim.observe.stages import Stage
+from sim.wire.frames import FCS_BYTES
 
 __all__ = ["FUNCTION_MASK", "PERCENTILES", "SCHEMA", "Fate", "Observation", "machine_dict", "summarise"]
 
@@ -39,6 +40,7 @@ class Fate:
     delivered_tick: int | None = None  #: the application has it
     transmitted_tick: int | None = None  #: the last bit of what the application sent back or on has left
     dropped: str | None = None  #: reason
+    consumed: bool = False  #: it has done what it came for and has nothing for a program: SYN, ACK, FIN
     arrived_tick: int | None = None  #: last bit on the wire
 
     def told(self, ns_per_tick: Fraction) -> str:
@@ -49,6 +51,8 @@ class Fate:
         if self.transmitted_tick is not None and self.arrived_tick is not None:
             after = (self.transmitted_tick - self.arrived_tick) * ns_per_tick
             return f"packet {self.packet}: transmitted after {round(after)} ns"
+        if self.consumed:
+            return f"packet {self.packet}: consumed by the protocol"
         return f"packet {self.packet}: " + (f"dropped: {self.dropped}" if self.dropped else "in flight at the end")
 
 
@@ -66,6 +70,9 @@ class Observation:
     delivered: Mapping[int, int]  #: packet id -> handle of the first operation after recv returned it
     transmitted: Mapping[int, int]  #: packet id -> tick at which the frame made of it left on the wire
     dropped: Mapping[int, str]  #: packet id -> reason, hardware and software
+    consumed: Collection[int]  #: ids of packets that a protocol took for itself
+    offered: Sequence[bytes]  #: frames that came to the card, without FCS, in order of packet id
+    peer: Mapping[str, Any]  #: what the other end of the wire says of the conversation, nothing if there was none
     sent: Sequence[tuple[int, int, bytes]]  #: by the card: tick at which its last bit left, id, bytes with FCS
     polls: int  #: calls of the driver's poll function
     counters: Mapping[str, int]
@@ -97,13 +104,9 @@ def summarise(
     path: str,
     application: str,
     traffic: Mapping[str, Any],
-    sizes: Sequence[int],
 ) -> tuple[dict[str, Any], list[Fate]]:
-    """Compute result.json and the fate of every packet.
-
-    Arguments:
-        sizes: bytes of each offered frame, FCS included, in order of packet id.
-    """
+    """Compute result.json and the fate of every packet."""
+    sizes = [len(frame) + FCS_BYTES for frame in observation.offered]
     ns_per_tick = Fraction(10**9, machine.ticks_per_second)
     frames = observation.select("nic.mac.frame")
     arrived = {int(packet): int(tick) for packet, tick in zip(frames["packet"], frames["tick"], strict=True)}
@@ -115,6 +118,7 @@ def summarise(
             delivered_tick=issue_tick.get(observation.delivered.get(packet, -1)),
             transmitted_tick=observation.transmitted.get(packet),
             dropped=observation.dropped.get(packet),
+            consumed=packet in observation.consumed,
             arrived_tick=arrived.get(packet),
         )
         for packet in range(1, len(sizes) + 1)
@@ -122,6 +126,7 @@ def summarise(
     delivered = [fate for fate in fates if fate.delivered_tick is not None]
     transmitted = [fate for fate in fates if fate.transmitted_tick is not None]
     dropped = Counter(fate.dropped for fate in fates if fate.dropped)
+    consumed = sum(fate.consumed for fate in fates)
     received = len(observation.written_back())
 
     first_tick = _first_frame_start(fates, sizes, machine)
@@ -134,6 +139,12 @@ def summarise(
     waits = [(_end(fate) - fate.arrived_tick) * ns_per_tick for fate in done if fate.arrived_tick is not None]
     latencies = np.array([float(wait) for wait in waits])
     account = _attribute(observation, machine, first_tick)
+    rates: dict[str, float] = {
+        "offered_mpps": _per(len(sizes) * 1e3, arrival_ns),
+        "delivered_mpps": _per(len(done) * 1e3, delivery_ns),
+        "delivered_gbps": _per(delivered_bytes * 8, delivery_ns),
+        **_goodput(observation, delivery_ns),
+    }
 
     result = {
         "schema": SCHEMA,
@@ -147,7 +158,8 @@ def summarise(
             "delivered": len(delivered),
             "transmitted": len(transmitted),
             "dropped": dict(sorted(dropped.items())),
-            "in_flight": len(sizes) - len(delivered) - len(transmitted) - sum(dropped.values()),
+            "consumed": consumed,
+            "in_flight": len(sizes) - len(delivered) - len(transmitted) - sum(dropped.values()) - consumed,
         },
         "time": {
             "simulated_ns": float(observation.end_tick * ns_per_tick),
@@ -156,11 +168,7 @@ def summarise(
                 **{name: observation.cycles[name] for name in ("uncore", "nic", "dram")},
             },
         },
-        "rates": {
-            "offered_mpps": _per(len(sizes) * 1e3, arrival_ns),
-            "delivered_mpps": _per(len(done) * 1e3, delivery_ns),
-            "delivered_gbps": _per(delivered_bytes * 8, delivery_ns),
-        },
+        "rates": rates,
         "latency_ns": _distribution(latencies),
         "cycles_per_packet": {
             name: cycles / max(received, 1) for name, cycles in sorted(account.functions.items()) if cycles
@@ -179,6 +187,7 @@ def summarise(
             ),
             "polls": observation.polls,
         },
+        **({"peer": dict(observation.peer)} if observation.peer else {}),
         "counters": dict(observation.counters),
         "host": {
             "wall_s": observation.wall_s,
@@ -207,6 +216,12 @@ def _per_packet(observation: Observation, received: int) -> dict[str, float]:
         "polls": observation.polls,
     }
     return {name: amount / max(received, 1) for name, amount in amounts.items()}
+
+
+def _goodput(observation: Observation, ns: float) -> dict[str, float]:
+    """Bits of the streams that programs read, in Gb/s; nothing without a stream."""
+    streams = observation.peer.get("streams")
+    return {"goodput_gbps": _per(sum(stream["length"] for stream in streams) * 8, ns)} if streams else {}
 
 
 def _per(amount: float, ns: float) -> float:

@@ -17,7 +17,8 @@ from sim.engine.engine import Engine
 from sim.observe.log import EventLog
 from sim.observe.stages import Stage, stage_of
 from sim.result import FUNCTION_MASK, Observation
-from sim.wire.frames import GENERATOR_PORT, HOST_IP, HOST_MAC, neighbours_in
+from sim.wire.conversation import Conversation, Offered, Replay
+from sim.wire.frames import GENERATOR_PORT, HOST_IP, HOST_MAC
 from sw.core import Note, Record
 from sw.costs import load_tables
 from sw.linux.cpuidle import Cpuidle
@@ -33,12 +34,10 @@ PORTS = (GENERATOR_PORT, 53, 11211)
 
 #: How far the machine runs before the host looks whether every packet is accounted for, in ns.
 STEP_NS = 20_000
-#: A run ends when nothing has become of any packet for so long after the last arrived, in ns.
-PATIENCE_NS = 2_000_000
 
 #: What the options are in a memory too small for what they are by default.
 SMALL_MIB = 8
-SMALL = {"rcvbuf": 16_384, "netdev_budget": 64}
+SMALL = {"rcvbuf": 16_384, "tcp_rcvbuf": 32_768, "netdev_budget": 64}
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ class Software:
                     "addresses": (HOST_IP.packed,),
                     "neighbours": neighbours,
                     "ports": PORTS,
+                    "tsc_khz": machine.clocks.khz("core"),
                     "compute": (0,) if self.background else (),
                     "cpuidle": Cpuidle(
                         idle=self.idle,
@@ -129,34 +129,32 @@ async def observe(
     begin = time.monotonic()
     engine.keep_transmitted()
     account = _Account()
-    system = software.system(engine, machine, account.note, neighbours_in(data for _, data in frames))
+    ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
+    offered: Offered
+    if path_named(software.path).needs_peer:
+        offered = Conversation(engine, frames, ticks_per_ns)
+    else:
+        offered = Replay(engine, frames, ticks_per_ns, machine.period_ticks("nic"))
+    system = software.system(engine, machine, account.note, offered.neighbours)
     await system.boot()
     counters_at_ready = engine.counters()
 
-    ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
-    nic_period = machine.period_ticks("nic")
     ready = engine.tick
-    ticks, ns = ticks_per_ns.as_integer_ratio()
-    for packet, (time_ns, data) in enumerate(frames, 1):
-        # (ready + time_ns * ticks_per_ns) / nic_period, rounded up, in integers: many fractions take long.
-        whole, parts = time_ns.as_integer_ratio()
-        divisor = ns * parts
-        start = -(-(ready * divisor + whole * ticks) // (divisor * nic_period)) + 1
-        engine.push_frame(data, packet, start)
-    last_start = ready + int(max(time_ns for time_ns, _ in frames) * ticks_per_ns)
-
-    step, patience = int(STEP_NS * ticks_per_ns), int(PATIENCE_NS * ticks_per_ns)
+    offered.start()
+    step, patience = int(STEP_NS * ticks_per_ns), int(offered.patience_ns * ticks_per_ns)
     done, changed, until = 0, ready, ready
     dropped_by_card: dict[int, str] = {}
     left: dict[Frame, int] = {}
-    while (done < len(frames) or len(left) < len(account.sent)) and until - max(changed, last_start) < patience:
+    while (not offered.over or done < len(offered.frames) or len(left) < len(account.sent)) and until - max(
+        changed, offered.last_tick
+    ) < patience:
         until += step
         ended = await system.run(until)
         if account.count + len(dropped_by_card) == done:
             dropped_by_card = _dropped_by_card(engine)
         if account.count + len(dropped_by_card) != done:
             done, changed = account.count + len(dropped_by_card), until
-        if done == len(frames) and account.sent:
+        if done == len(offered.frames) and account.sent:
             left = _left(engine)
         advance(done)
         if ended is not WakeKind.LIMIT:
@@ -178,6 +176,9 @@ async def observe(
         stages=stages,
         delivered={written[packet]: handle for packet, handle in account.delivered.items()},
         transmitted={written[packet]: left[frame] for packet, frame in account.sent.items() if frame in left},
+        consumed={written[packet] for packet in account.consumed},
+        offered=offered.frames,
+        peer={**offered.summary(), "streams": account.streams} if account.streams else offered.summary(),
         sent=engine.transmitted(),
         dropped={
             **_dropped_by_card(engine),
@@ -200,12 +201,14 @@ class _Account:
         self.delivered: dict[Frame, int] = {}
         self.sent: dict[Frame, Frame] = {}
         self.dropped: dict[Frame, str] = {}
+        self.consumed: set[Frame] = set()
+        self.streams: list[dict[str, Any]] = []  #: what programs say of the byte streams they read
         self.polls = 0
 
     @property
     def count(self) -> int:
         """Packets accounted for."""
-        return len(self.delivered) + len(self.sent) + len(self.dropped)
+        return len(self.delivered) + len(self.sent) + len(self.dropped) + len(self.consumed)
 
     def note(self, note: Note) -> None:
         """Take one note of the software."""
@@ -215,6 +218,10 @@ class _Account:
             self.sent[note.data["packet"]] = note.data["frame"]
         elif note.kind == "dropped":
             self.dropped[note.data["packet"]] = note.data["reason"]
+        elif note.kind == "consumed":
+            self.consumed.add(note.data["packet"])
+        elif note.kind == "stream":
+            self.streams.append(dict(note.data))
         elif note.kind == "poll":
             self.polls += 1
 

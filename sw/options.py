@@ -8,6 +8,7 @@ from sw.linux.cpuidle import Cpuidle
 from sw.linux.napi import NETDEV_BUDGET
 from sw.linux.net.route import Route
 from sw.linux.socket import SOCK_RCVBUF, SOCK_SNDBUF
+from sw.linux.tcp_syscall import TCP_RCVBUF
 
 __all__ = ["WAKEUPS", "XDP_MODES", "Options"]
 
@@ -36,6 +37,8 @@ class Options:
         itr_us: least time between two interrupts in microseconds, 0 for no moderation.
         rcvbuf: receive buffer of each socket, in bytes of ``truesize``.
         sndbuf: send buffer likewise.
+        tcp_rcvbuf: receive buffer of TCP's sockets.
+        tsc_khz: frequency of the cores' time-stamp counters.
         promiscuous: the card accepts frames for others too; the stack drops them as ``OTHERHOST``.
         netdev_budget: packets per receive softirq.
         read: the receiving programs read what they get.
@@ -60,6 +63,8 @@ class Options:
     itr_us: float = 10.0
     rcvbuf: int = SOCK_RCVBUF
     sndbuf: int = SOCK_SNDBUF
+    tcp_rcvbuf: int = TCP_RCVBUF
+    tsc_khz: int = 1_000_000
     promiscuous: bool = False
     netdev_budget: int = NETDEV_BUDGET
     read: bool = True

@@ -11,9 +11,9 @@ import enum
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from hw.bus.core import AtomicFunction, OperationKind
+from hw.bus.core import TIMER_VECTOR, AtomicFunction, OperationKind
 
-__all__ = ["AtomicFunction", "CorePort", "Notify", "OperationKind", "Wake", "WakeKind"]
+__all__ = ["TIMER_VECTOR", "AtomicFunction", "CorePort", "Notify", "OperationKind", "Wake", "WakeKind"]
 
 
 class Notify(enum.IntEnum):

@@ -67,6 +67,7 @@ class System:
             skbs=kind.skbs(options),
             netdev_budget=options.netdev_budget,
             cpuidle=options.cpuidle,
+            tsc_khz=options.tsc_khz,
             routes=options.routes,
             neighbours=options.neighbours,
         )

@@ -30,6 +30,8 @@ _MODULES = {
     "sw.linux.smp": Stage.SWITCHING,
     "sw.linux.softirq": Stage.SWITCHING,
     "sw.linux.syscall": Stage.CROSSING,
+    "sw.linux.tcp_syscall": Stage.CROSSING,
+    "sw.linux.timer": Stage.SWITCHING,
     "sw.linux.select": Stage.CROSSING,
     "sw.linux.uaccess": Stage.COPY,
     "sw.linux.xdp.syscall": Stage.CROSSING,

@@ -34,6 +34,8 @@ def rows(results: Mapping[str, Result]) -> list[tuple[str, list[str]]]:
     ]
     reasons = sorted({reason for result in results.values() for reason in result["packets"]["dropped"]})
     lines += [(f"  dropped: {reason}", _dropped(reason)) for reason in reasons]
+    if any(result["packets"]["consumed"] for result in results.values()):
+        lines.append(("  consumed by the protocol", lambda r: f"{r['packets']['consumed']:,}"))
     if any(result["packets"]["in_flight"] for result in results.values()):
         lines.append(("  in flight at the end", lambda r: f"{r['packets']['in_flight']:,}"))
     return [(heading, [tell(result) for result in results.values()]) for heading, tell in lines]

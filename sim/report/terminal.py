@@ -31,6 +31,8 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(f"dropped: {reason}", f"[yellow]{count:,}[/]")
     if packets["transmitted"]:
         table.add_row("sent back or on", f"[green]{packets['transmitted']:,}[/]")
+    if packets["consumed"]:
+        table.add_row("consumed by the protocol", f"{packets['consumed']:,}")
     table.add_row("in flight at the end", f"{packets['in_flight']:,}")
     console.print(table)
 
@@ -39,6 +41,8 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     table.add_column(justify="right")
     table.add_row("offered", f"{rates['offered_mpps']:.3f} Mpps")
     table.add_row("delivered", f"{rates['delivered_mpps']:.3f} Mpps, {rates['delivered_gbps']:.3f} Gb/s")
+    if "goodput_gbps" in rates:
+        table.add_row("byte stream read", f"{rates['goodput_gbps']:.3f} Gb/s")
     if latency["min"] is not None:
         for name in ("p50", "p99", "max"):
             table.add_row(f"wire to return from recv, {name}", f"{latency[name]:,.0f} ns")

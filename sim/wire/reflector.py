@@ -5,17 +5,14 @@ import struct
 from collections import Counter
 from fractions import Fraction
 
+from .arp import ETHERTYPE_ARP, arp_reply
 from .frames import CLIENT_IP, CLIENT_MAC, HEADER_BYTES_ETHERNET
 from .peer import Wire
 
 __all__ = ["Reflector"]
 
-ETHERTYPE_ARP = 0x0806
 ETHERTYPE_IPV4 = 0x0800
 PROTOCOL_UDP = 17
-#: Hardware and protocol type and their lengths, of ARP for IPv4 over Ethernet (RFC 826).
-ARP_ETHERNET_IPV4 = struct.pack(">HHBB", 1, ETHERTYPE_IPV4, 6, 4)
-ARP_REQUEST, ARP_REPLY = 1, 2
 BROADCAST = b"\xff" * 6
 #: Least bytes of an IPv4 header (RFC 791), bytes of a UDP header (RFC 768).
 IPV4_HEADER_BYTES, UDP_HEADER_BYTES = 20, 8
@@ -60,19 +57,11 @@ class Reflector:
     def _answer(self, data: bytes) -> tuple[str, bytes | None]:
         (ethertype,) = struct.unpack_from(">H", data, 12)
         if data[:6] in (self.mac, BROADCAST):
-            if ethertype == ETHERTYPE_ARP and (reply := self._arp_reply(data)) is not None:
+            if ethertype == ETHERTYPE_ARP and (reply := arp_reply(data, self.mac, self.ip.packed)) is not None:
                 return "arp", reply
             if ethertype == ETHERTYPE_IPV4 and (echo := self._udp_echo(data)) is not None:
                 return "udp", echo
         return "other", None
-
-    def _arp_reply(self, data: bytes) -> bytes | None:
-        """The reply to an ARP request for this station; see RFC 826."""
-        fixed, operation, mac, ip, _, wanted = struct.unpack_from(">6sH6s4s6s4s", data, 14)
-        if fixed != ARP_ETHERNET_IPV4 or operation != ARP_REQUEST or wanted != self.ip.packed:
-            return None
-        own = self.mac + self.ip.packed
-        return mac + self.mac + struct.pack(">H", ETHERTYPE_ARP) + fixed + struct.pack(">H", ARP_REPLY) + own + mac + ip
 
     def _udp_echo(self, data: bytes) -> bytes | None:
         """A datagram with both ends exchanged. Its checksums are sums, to which the order of the ends is all one."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sw.linux.cpuidle import MenuGovernor
     from sw.linux.kernel import Kernel
     from sw.linux.sched import Task
+    from sw.linux.timer import TimerBase
 
 __all__ = [
     "HARDIRQ_OFFSET",
@@ -20,6 +21,7 @@ __all__ = [
     "PERCPU",
     "SOFTIRQ_DISABLE_OFFSET",
     "SOFTIRQ_OFFSET",
+    "TIMER_SOFTIRQ",
     "Cpu",
     "KernelContext",
     "local_irq_restore",
@@ -32,6 +34,7 @@ SOFTIRQ_DISABLE_OFFSET = 2 * SOFTIRQ_OFFSET
 HARDIRQ_OFFSET = 1 << 16
 
 #: Bits of ``__softirq_pending`` (include/linux/interrupt.h).
+TIMER_SOFTIRQ = 1
 NET_TX_SOFTIRQ = 2
 NET_RX_SOFTIRQ = 3
 
@@ -57,6 +60,7 @@ class Cpu(Core):
         kernel: the kernel that runs here.
         percpu: address of this core's :data:`PERCPU`.
         runqueue: address of this core's run queue (``sw.linux.sched.RQ``).
+        timer_base: its timers.
     """
 
     __slots__ = (
@@ -73,6 +77,7 @@ class Cpu(Core):
         "sleeping",
         "softirq_pending_address",
         "task",
+        "timer_base",
     )
 
     context_class = KernelContext
@@ -87,6 +92,7 @@ class Cpu(Core):
         kernel: "Kernel",
         percpu: int,
         runqueue: int,
+        timer_base: "TimerBase",
     ):
         super().__init__(index, port, record, costs, text)
         self.kernel = kernel
@@ -95,6 +101,7 @@ class Cpu(Core):
         self.poll_list = percpu + PERCPU.poll_list.offset
         self.output_queue = percpu + PERCPU.output_queue.offset
         self.runqueue = runqueue
+        self.timer_base = timer_base
         self.task: Task = None  # type: ignore[assignment]  # set when the core starts
         self.idle_task: Task = None  # type: ignore[assignment]
         self.ksoftirqd: Task = None  # type: ignore[assignment]

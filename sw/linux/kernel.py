@@ -6,17 +6,20 @@ from typing import Any
 
 from sw.core import LINE, Mode, Record
 from sw.costs import Cost
-from sw.linux.cpu import NET_RX_SOFTIRQ, NET_TX_SOFTIRQ, PERCPU, Cpu
+from sw.linux.cpu import NET_RX_SOFTIRQ, NET_TX_SOFTIRQ, PERCPU, TIMER_SOFTIRQ, Cpu
 from sw.linux.cpuidle import Cpuidle
 from sw.linux.irq import IRQ_DESC_BYTES, interrupt_entry
 from sw.linux.list import init_list_head
 from sw.linux.mm import PAGE_SIZE, MemBlock, PageAllocator, lay_out_text
 from sw.linux.napi import NETDEV_BUDGET, Napi, net_rx_action
 from sw.linux.net.dev import PTYPE_BYTES, init_packet_types
+from sw.linux.net.inet_hashtables import INET_EHASH_BYTES, INET_LHASH_BYTES
 from sw.linux.net.ipv4 import ETH_P_IP, LOCAL_TABLE_BYTES, init_local_table
 from sw.linux.net.neighbour import NeighTable
 from sw.linux.net.route import FIB_BYTES, Route, init_fib
 from sw.linux.net.sch_generic import NetdevQueue, net_tx_action
+from sw.linux.net.tcp_sock import TCP_SOCK
+from sw.linux.net.tcp_timeout import tcp_delack_timer, tcp_keepalive_timer, tcp_write_timer
 from sw.linux.net.udp import UDP_BUSYLOCKS_BYTES, UDP_TABLE_BYTES
 from sw.linux.netfilter import NF_TABLE_BYTES, init_raw_table
 from sw.linux.sched import (
@@ -36,9 +39,10 @@ from sw.linux.skb import SK_BUFF
 from sw.linux.slab import KmemCache
 from sw.linux.socket import SOCK, sock_wfree
 from sw.linux.softirq import ksoftirqd
+from sw.linux.timer import TimerBase, TimerFunction, init_timer_base, local_apic_timer_interrupt, run_timer_softirq
 from sw.linux.xdp.xsk import XdpSock
 from sw.paging import PageSize, PageTables, virtual
-from sw.port import CorePort
+from sw.port import TIMER_VECTOR, CorePort
 
 __all__ = ["Kernel"]
 
@@ -60,6 +64,7 @@ class Kernel:
         skbs: slots for socket buffers.
         netdev_budget: packets per receive softirq.
         cpuidle: how deep idle cores sleep.
+        tsc_khz: frequency of the time-stamp counter.
         routes: to where the host can send.
         neighbours: hardware address of each host on the link that it can send to, by IPv4 address.
 
@@ -79,6 +84,7 @@ class Kernel:
         skbs: int,
         netdev_budget: int = NETDEV_BUDGET,
         cpuidle: Cpuidle = Cpuidle(),
+        tsc_khz: int = 1_000_000,
         routes: tuple[Route, ...] = (),
         neighbours: Mapping[bytes, bytes] = MappingProxyType({}),
     ):
@@ -88,6 +94,7 @@ class Kernel:
         self.addresses = list(addresses)
         self.netdev_budget = netdev_budget
         self.cpuidle = cpuidle
+        self.tsc_khz = tsc_khz
         self.busy_read_us = 0.0  #: how long a program that reads polls the card (``net.core.busy_read``)
         self.receives_in_hardirq = False  #: packets come to sockets from interrupt handlers, not from softirqs
         self.stopping = False  #: programs end as soon as they look
@@ -97,12 +104,24 @@ class Kernel:
         allocate = self.memblock.allocate
         self.text = lay_out_text(costs, self.memblock)
         self.cpus = [
-            Cpu(i, port, record, costs, self.text, self, percpu=allocate(PERCPU.size), runqueue=allocate(RQ.size))
+            Cpu(
+                i,
+                port,
+                record,
+                costs,
+                self.text,
+                self,
+                percpu=allocate(PERCPU.size),
+                runqueue=allocate(RQ.size),
+                timer_base=TimerBase(self.memblock),
+            )
             for i in range(cores)
         ]
         self.ptype_base = allocate(PTYPE_BYTES)
         self.local_table = allocate(LOCAL_TABLE_BYTES)
         self.udp_table = allocate(UDP_TABLE_BYTES)
+        self.tcp_cache: KmemCache | None = None  #: of TCP's sockets, None without TCP
+        self.inet_ehash = self.inet_lhash = 0  #: addresses of TCP's tables
         self.raw_table = 0  #: address of iptables' raw table, 0 if it is not there
         self.raw_counters = 0
         self.fib = allocate(FIB_BYTES)
@@ -122,13 +141,19 @@ class Kernel:
         self.skb_destructors: dict[int, Callable[[Cpu, int], Awaitable[None]]] = {}
         self.skb_destructors[self.text["sock_wfree"]] = sock_wfree
         self.tx_queues: dict[int, NetdevQueue] = {}
-        self.irq_handlers: dict[int, Callable[[Cpu], Awaitable[None]]] = {}
+        self.irq_handlers: dict[int, Callable[[Cpu], Awaitable[None]]] = {TIMER_VECTOR: local_apic_timer_interrupt}
+        self.timer_functions: dict[int, TimerFunction] = {}  #: by the address of their code
 
         self.interrupt_entry = interrupt_entry
-        self.softirq_vec = {NET_TX_SOFTIRQ: net_tx_action, NET_RX_SOFTIRQ: net_rx_action}
+        self.softirq_vec = {
+            TIMER_SOFTIRQ: run_timer_softirq,
+            NET_TX_SOFTIRQ: net_tx_action,
+            NET_RX_SOFTIRQ: net_rx_action,
+        }
 
         # For observers
         self.packet_of: dict[int, tuple[int, int]] = {}  #: which received packet (queue, number) each skb in use is
+        self.coalesced: dict[int, list[tuple[int, int]]] = {}  #: packets whose bytes were appended to those of an skb
         self.drops: dict[str, int] = {}  #: packets by reason
         self.time_squeezes = 0  #: softirqs that ended for want of budget
         self.spurious_interrupts = 0  #: on vectors without a handler
@@ -178,6 +203,14 @@ class Kernel:
         self.raw_table = self.memblock.allocate(NF_TABLE_BYTES)
         self.raw_counters = self.memblock.allocate(LINE * len(self.cpus))
 
+    def add_tcp(self, sockets: int) -> None:
+        """Set memory aside for so many TCP sockets."""
+        self.tcp_cache = KmemCache(self.memblock, "TCP", TCP_SOCK.size, sockets, len(self.cpus))
+        self.inet_ehash = self.memblock.allocate(INET_EHASH_BYTES)
+        self.inet_lhash = self.memblock.allocate(INET_LHASH_BYTES)
+        for action in (tcp_write_timer, tcp_delack_timer, tcp_keepalive_timer):
+            self.timer_functions[self.text[action.__name__]] = action
+
     def allocate_sock(self) -> int:
         """Memory for one socket; sockets are few and stay."""
         return self._socks.pop()
@@ -194,12 +227,15 @@ class Kernel:
         self.skb_cache.init(cpu)
         init_packet_types(cpu)
         init_local_table(cpu, self.addresses)
+        if self.tcp_cache is not None:
+            self.tcp_cache.init(cpu)
         init_fib(cpu, self.routes)
         self.arp_table.init(cpu, ETH_P_IP)
         if self.raw_table:
             init_raw_table(cpu, self.raw_table)
         for each in self.cpus:
             init_list_head(cpu, each.poll_list)
+            init_timer_base(cpu, each.timer_base)
             init_runqueue(cpu, each)
             init_task_struct(cpu, each.idle_task)
             init_task_struct(cpu, each.ksoftirqd, TASK_INTERRUPTIBLE)

@@ -3,6 +3,7 @@
 import enum
 
 from sw.core import LINE, function
+from sw.linux.atomic import atomic_add
 from sw.linux.cpu import Cpu
 from sw.linux.mm import PAGE_SIZE, alloc_page, put_page
 from sw.linux.slab import kmem_cache_alloc, kmem_cache_free
@@ -10,15 +11,19 @@ from sw.structs import Struct
 
 __all__ = [
     "MAX_TCP_HEADER",
+    "SKB_CB",
     "SK_BUFF",
     "IpSummed",
     "PacketType",
     "__alloc_skb",
+    "consume_control_skb",
     "consume_skb",
+    "free_undelivered_skb",
     "kfree_skb",
     "kfree_skb_reason",
     "napi_build_skb",
     "napi_consume_skb",
+    "skb_clone",
     "skb_push",
 ]
 
@@ -40,7 +45,11 @@ SK_BUFF = Struct(
     sk=8,  #: the socket that sends the packet
     destructor=8,  #: address of the function that is called when the packet is freed
     destructor_arg=8,  #: what it needs
+    end=4,  #: bytes from ``head`` to what lies behind the packet's room
+    cb=48,  #: what the protocol keeps beside it
 )
+#: Where in an skb that is.
+SKB_CB = SK_BUFF.cb.offset
 
 #: ``struct skb_shared_info`` lies at the end of the buffer; one line of it is initialised per packet.
 SHARED_INFO_BYTES = 320
@@ -73,7 +82,8 @@ async def napi_build_skb(cpu: Cpu, page: int, head: int, size: int, headroom: in
     if not skb:
         return 0
     truesize = size + SK_BUFF.size
-    packed = SK_BUFF.pack(head=head, data=head + headroom, len=length, truesize=truesize, page=page)
+    values = {"head": head, "data": head + headroom, "len": length, "truesize": truesize, "page": page}
+    packed = SK_BUFF.pack(**values, end=size - SHARED_INFO_BYTES)
     cpu.store(skb, packed, SK_BUFF.size)
     cpu.store(head + size - SHARED_INFO_BYTES, bytes(32), 32)
     return skb
@@ -117,7 +127,7 @@ async def napi_consume_skb(cpu: Cpu, skb: int) -> None:
 
 
 async def kfree_skb_reason(cpu: Cpu, skb: int, reason: str) -> None:
-    """Drop a packet, for a reason named as in include/net/dropreason-core.h; noted if it was received or answers one."""
+    """Drop a packet, for a reason named as in include/net/dropreason-core.h; noted if received or an answer."""
     kernel = cpu.kernel
     kernel.drops[reason] = kernel.drops.get(reason, 0) + 1
     packet = kernel.packet_of.pop(skb, None)
@@ -131,3 +141,31 @@ async def consume_skb(cpu: Cpu, skb: int) -> tuple[int, int]:
     packet = cpu.kernel.packet_of.pop(skb)
     await kfree_skb(cpu, skb)
     return packet
+
+
+async def consume_control_skb(cpu: Cpu, skb: int) -> None:
+    """Free a packet that has done what it came for and has nothing for a program."""
+    cpu.note("consumed", packet=cpu.kernel.packet_of.pop(skb))
+    await kfree_skb(cpu, skb)
+
+
+async def free_undelivered_skb(cpu: Cpu, skb: int) -> None:
+    """Free a packet that was accepted for a program that is gone (``QUEUE_PURGE``), and those joined to it."""
+    if not await cpu.get(skb, SK_BUFF.len):
+        await consume_control_skb(cpu, skb)
+        return
+    for packet in cpu.kernel.coalesced.pop(skb, ()):
+        cpu.note("dropped", reason="QUEUE_PURGE", packet=packet)
+    await kfree_skb_reason(cpu, skb, "QUEUE_PURGE")
+
+
+@function()
+async def skb_clone(cpu: Cpu, skb: int) -> int:
+    """Another skb around the same bytes, which stay until both are freed; 0 when there is no memory."""
+    clone = await kmem_cache_alloc(cpu, cpu.kernel.skb_cache)
+    if not clone:
+        return 0
+    first = await cpu.load(skb, 2 * LINE)
+    cpu.store(clone, bytes(16) + first[16:], 2 * LINE)
+    await atomic_add(cpu, 1, cpu.kernel.pages.refcount(SK_BUFF.page.of(first)))
+    return clone

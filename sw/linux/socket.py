@@ -32,6 +32,7 @@ __all__ = [
     "SOCK_SNDBUF",
     "WAIT_QUEUE_ENTRY",
     "lock_receive_queue",
+    "sk_wait_event",
     "skb_wait_for_more_packets",
     "sock_alloc_send_pskb",
     "sock_def_readable",
@@ -103,10 +104,10 @@ async def skb_wait_for_more_packets(cpu: Cpu, sock: int) -> None:
     async def has_come() -> bool:
         return not await list_empty(cpu, sock + SOCK.receive_queue.offset)
 
-    await _wait(cpu, sock, has_come)
+    await sk_wait_event(cpu, sock, has_come)
 
 
-async def _wait(cpu: Cpu, sock: int, ready: Callable[[], Awaitable[bool]]) -> None:
+async def sk_wait_event(cpu: Cpu, sock: int, ready: Callable[[], Awaitable[bool]]) -> None:
     """Sleep on the socket's wait queue: first enter it, then look whether ``ready``, then schedule."""
     task = cpu.task
     task.stack_pointer -= WAIT_QUEUE_ENTRY.size
@@ -159,7 +160,7 @@ async def sock_alloc_send_pskb(cpu: Cpu, sock: int, headroom: int, length: int, 
         return allocated < limit
 
     while not await has_room():
-        await _wait(cpu, sock, has_room)
+        await sk_wait_event(cpu, sock, has_room)
     local_bh_disable(cpu)
     skb = await __alloc_skb(cpu, headroom, length)
     await local_bh_enable(cpu)

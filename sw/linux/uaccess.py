@@ -4,7 +4,7 @@ from sw.core import LINE, function
 from sw.linux.cpu import Cpu
 from sw.linux.net.checksum import partial
 
-__all__ = ["copy_to_user", "csum_and_copy_from_user", "csum_and_copy_to_user"]
+__all__ = ["copy_from_user", "copy_to_user", "csum_and_copy_from_user", "csum_and_copy_to_user"]
 
 
 @function()
@@ -16,6 +16,14 @@ async def copy_to_user(cpu: Cpu, to: int, source: int, size: int, after: int = -
     if size:
         cpu.execute("copy_to_user_64", (size + LINE - 1) // LINE)
         cpu.store(to, await cpu.load_bytes(source, size, after=after), size)
+
+
+@function()
+async def copy_from_user(cpu: Cpu, to: int, source: int, size: int, after: int = -1) -> None:
+    """Copy ``size`` bytes of a program, line by line; ``to`` is known since load ``after``."""
+    if size:
+        cpu.execute("copy_to_user_64", (size + LINE - 1) // LINE, after=after)
+        cpu.store(to, await cpu.load_bytes(source, size), size)
 
 
 async def csum_and_copy_to_user(cpu: Cpu, to: int, source: int, size: int, after: int = -1) -> int:

@@ -9,13 +9,14 @@ from sw.paths.dpdk import DpdkPath
 from sw.paths.interrupt import InterruptPath
 from sw.paths.napi import NapiPath
 from sw.paths.path import Path, PathError
+from sw.paths.tcp import TcpPath
 from sw.paths.xdp import XdpPath
 
 __all__ = ["PATHS", "Path", "PathError", "path_named"]
 
 #: By name, in the order in which results are shown.
 PATHS: Mapping[str, type[Path]] = MappingProxyType(
-    {path.name: path for path in (InterruptPath, NapiPath, BusyPollPath, XdpPath, AfXdpPath, DpdkPath)}
+    {path.name: path for path in (InterruptPath, NapiPath, BusyPollPath, TcpPath, XdpPath, AfXdpPath, DpdkPath)}
 )
 
 

@@ -49,6 +49,7 @@ class Path:
     applications: ClassVar[Mapping[str, str]]  #: what may receive, and what it does in one line; the first by default
 
     costs: ClassVar[tuple[str, ...]] = ("linux",)  #: tables of cycles that its software needs, see ``sw.costs``
+    needs_peer: ClassVar[bool] = False  #: traffic is what a peer and the host say to each other, no recording
     least_ring: ClassVar[int] = 32  #: receive descriptors it cannot do without
     defaults: ClassVar[Mapping[str, Any]] = {}  #: of ``sw.options.Options``, what a run has where they differ
 

@@ -45,6 +45,7 @@ class FunctionalNic:
         self.written_back: list[int] = []  #: frames in the order of their write-back
         self.transmitted: list[bytes] = []
         self.tx_stalled = False  #: nothing is sent until :meth:`resume_tx`
+        self.on_transmit: Callable[[bytes], None] | None = None  #: called with every frame
         self.checksum_status: Callable[[bytes], dict[str, int]] | None = None  #: more fields of the write-back
         self.broken: set[str] = set()  #: registers that ignore writes and read as zero
 
@@ -67,9 +68,9 @@ class FunctionalNic:
         if any(offset == REGISTERS[name].offset() for name in self.broken):
             return
         if offset == REG.CTRL.offset() and value & REG.CTRL.RST.mask:
-            machine, broken, more = self.machine, self.broken, self.checksum_status
-            self.__init__(machine)  # type: ignore[misc]
-            self.broken, self.checksum_status = broken, more
+            kept = {name: getattr(self, name) for name in ("broken", "checksum_status", "on_transmit")}
+            self.__init__(self.machine)  # type: ignore[misc]
+            self.__dict__.update(kept)
         elif offset == REG.EIMS.offset():
             self.mask |= value
         elif offset == REG.EIMC.offset():
@@ -109,6 +110,8 @@ class FunctionalNic:
             if descriptor["eop"]:
                 assert descriptor["payload_length"] == len(frame)
                 self.transmitted.append(frame.ljust(60, b"\0"))
+                if self.on_transmit is not None:
+                    self.on_transmit(self.transmitted[-1])
                 frame = b""
             if descriptor["rs"]:
                 memory[address : address + DESCRIPTOR_BYTES] = TX_WRITE_BACK.pack(dd=1)
@@ -212,6 +215,8 @@ class FunctionalMachine:
         self.cores = [_Core(index) for index in range(cores)]
         self.nic = FunctionalNic(self)
         self.frames: list[tuple[int, int, bytes, int]] = []
+        self.calls: list[tuple[int, int, Callable[[], object]]] = []  #: tick, number, what is called then
+        self.cancelled: set[int] = set()
         self.sent = 0
         self.operations = 0
         self.now = 0
@@ -219,6 +224,7 @@ class FunctionalMachine:
         self._contexts: dict[int, _Context] = {}
         self._free: set[int] = set()
         self._next_context = 0
+        self._next_call = 0
 
     # What a test does
 
@@ -228,6 +234,15 @@ class FunctionalMachine:
         self.sent += 1
         heapq.heappush(self.frames, (tick, number, frame, split))
         return number
+
+    def call_at(self, tick: int, function: Callable[[], object]) -> int:
+        """Have ``function()`` called at ``tick``; returns what :meth:`cancel_call` takes."""
+        self._next_call += 1
+        heapq.heappush(self.calls, (tick, self._next_call, function))
+        return self._next_call
+
+    def cancel_call(self, call: int) -> None:
+        self.cancelled.add(call)
 
     # CorePort
 
@@ -301,7 +316,10 @@ class FunctionalMachine:
             arrival = self.frames[0][0] if self.frames else None
             moderated = self.nic.not_before if self.nic.pending() else None
             deadlines = (each.deadline or None for each in self.cores)
-            event = min((t for t in (arrival, moderated, *deadlines) if t is not None), default=None)
+            while self.calls and self.calls[0][1] in self.cancelled:
+                heapq.heappop(self.calls)
+            call = self.calls[0][0] if self.calls else None
+            event = min((t for t in (arrival, moderated, call, *deadlines) if t is not None), default=None)
             core = self._gives_up(min((t for t in (event, core and core.time) if t is not None), default=None)) or core
             if core is None and event is None:
                 return [Wake(WakeKind.IDLE, -1, -1, 0, 0)]
@@ -349,6 +367,10 @@ class FunctionalMachine:
         return core
 
     def _device(self, now: int) -> None:
+        while self.calls and self.calls[0][0] <= now:
+            _, call, function = heapq.heappop(self.calls)
+            if call not in self.cancelled:
+                function()
         while self.frames and self.frames[0][0] <= now:
             _, number, frame, split = heapq.heappop(self.frames)
             self.nic.receive(number, frame, split)

@@ -85,6 +85,8 @@ def test_no_entry_is_unused_and_none_is_missing():
         "sink_receive",
         "sink_start",
         "start_kernel",
+        "stream_serve",
+        "stream_start",
         "xdpsock_start",
         "xsk_bind",
         "xsk_getsockopt",

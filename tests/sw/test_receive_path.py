@@ -273,7 +273,7 @@ def test_a_program_gets_on_while_ksoftirqd_is_at_work():
 
 def test_without_memory_for_buffers_the_driver_keeps_polling():
     """Sockets that hold all pages starve the ring; when they are read, receiving goes on."""
-    bench = Bench(dram_bytes=744 << 10, ring_size=64, ports=(9, 53), rcvbuf=1 << 20, netdev_budget=16)
+    bench = Bench(dram_bytes=824 << 10, ring_size=64, ports=(9, 53), rcvbuf=1 << 20, netdev_budget=16)
     bench.send([pad(udp(b"x" * 18, 9)), pad(udp(b"y" * 18, 53))] * 300, gap=2000)
     state = bench.system.path.adapter.ring.state
     failed = RX_RING.alloc_rx_page_failed

@@ -32,14 +32,17 @@ def ip_header(source: bytes, destination: bytes, protocol: int, length: int, ide
 
 
 @function()
-async def ip_queue_xmit(cpu: Cpu, skb: int, source: bytes, destination: bytes, protocol: int, length: int) -> int:
-    """Send the ``length`` bytes of a segment: find the way, put the IP header in front. 0 or a negative errno.
+async def ip_queue_xmit(
+    cpu: Cpu, skb: int, source: bytes, destination: bytes, protocol: int, length: int, neighbour: bytes
+) -> int:
+    """Send the ``length`` bytes of a segment: put the IP header in front. 0 or a negative errno.
 
-    The skb is gone either way. A connected socket has looked its route up before, as the kernel caches it.
+    The skb is gone either way. A connected socket has looked its route up before, as the kernel caches it: it knows the
+    ``neighbour`` to send to.
     """
     data = await skb_push(cpu, skb, IP_HEADER_BYTES)
     cpu.store(data, ip_header(source, destination, protocol, IP_HEADER_BYTES + length), IP_HEADER_BYTES)
-    return await ip_output(cpu, skb, data, IP_HEADER_BYTES + length, destination)
+    return await ip_output(cpu, skb, data, IP_HEADER_BYTES + length, neighbour)
 
 
 @function()

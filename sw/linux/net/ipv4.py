@@ -3,6 +3,8 @@
 from sw.core import LINE, function
 from sw.linux.cpu import Cpu
 from sw.linux.net.checksum import fold, partial
+from sw.linux.net.tcp_ipv4 import tcp_v4_rcv
+from sw.linux.net.tcp_sock import IPPROTO_TCP
 from sw.linux.net.udp import IPPROTO_UDP, udp_rcv
 from sw.linux.netfilter import nf_hook_pre_routing
 from sw.linux.skb import SK_BUFF, PacketType, kfree_skb, kfree_skb_reason
@@ -99,5 +101,7 @@ async def ip_local_deliver(cpu: Cpu, skb: int, data: int, header: bytes, length:
         await kfree_skb_reason(cpu, skb, "FRAG_REASM_TIMEOUT")
     elif header[9] == IPPROTO_UDP:
         await udp_rcv(cpu, skb, data, header, length)
+    elif header[9] == IPPROTO_TCP and cpu.kernel.tcp_cache is not None:
+        await tcp_v4_rcv(cpu, skb, data, header, length)
     else:
         await kfree_skb_reason(cpu, skb, "IP_NOPROTO")

@@ -8,14 +8,14 @@ from scapy.utils import rdpcap
 from sim.experiment import captured
 from sim.result import Fate
 from sim.wire.capture import read_capture, write_capture
-from sim.wire.frames import CLIENT_MAC, HOST_MAC, Frame, generate, with_fcs
+from sim.wire.frames import CLIENT_MAC, HOST_MAC, generate, with_fcs
 
 #: Three ticks are a nanosecond: most times are none in whole ones.
 NS_PER_TICK = Fraction(1, 3)
 
 
 def test_both_ways_in_order(tmp_path):
-    frames = [Frame(Fraction(0), data) for data in generate(100, 4, 3)]
+    frames = generate(100, 4, 3)
     fates = [
         Fate(packet=1, delivered_tick=9000, dropped=None, arrived_tick=3001),
         Fate(packet=2, delivered_tick=None, dropped="NO_SOCKET", arrived_tick=6000),
@@ -28,14 +28,14 @@ def test_both_ways_in_order(tmp_path):
 
     packets = rdpcap(str(tmp_path / "wire.pcapng"))
     assert [(int(p.time * 10**9), p.direction, p.comments[0].decode(), bytes(p)) for p in packets] == [
-        (1000, 1, "packet 1: delivered after 2000 ns", frames[0].data),
+        (1000, 1, "packet 1: delivered after 2000 ns", frames[0]),
         (1501, 2, "sent packet 1", replies[0]),
-        (2000, 1, "packet 2: dropped: NO_SOCKET", frames[1].data),
+        (2000, 1, "packet 2: dropped: NO_SOCKET", frames[1]),
         (2000, 2, "sent packet 2", replies[1]),
-        (2_000_000_000_000_000, 1, "packet 3: in flight at the end", frames[2].data),
+        (2_000_000_000_000_000, 1, "packet 3: in flight at the end", frames[2]),
     ]
     assert all(isinstance(packet, Ether) for packet in packets)
     # As traffic it is what came: what the host sent itself is left out.
     came, left_out = read_capture(tmp_path / "wire.pcapng")
-    assert [frame.data for frame in came] == [frame.data for frame in frames[:3]]
+    assert [frame.data for frame in came] == frames[:3]
     assert left_out == 2
