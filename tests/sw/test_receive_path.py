@@ -17,7 +17,7 @@ from sw.costs import load_costs
 from sw.ixgbe.hw import IxgbeError
 from sw.ixgbe.main import IxgbeAdapter
 from sw.ixgbe.ring import RX_RING
-from sw.linux.mm import OutOfMemoryError
+from sw.linux.mm import PAGE_SIZE, OutOfMemoryError
 from sw.options import Options
 from sw.port import OperationKind, WakeKind
 from sw.system import System
@@ -273,8 +273,10 @@ def test_a_program_gets_on_while_ksoftirqd_is_at_work():
 
 def test_without_memory_for_buffers_the_driver_keeps_polling():
     """Sockets that hold all pages starve the ring; when they are read, receiving goes on."""
-    bench = Bench(dram_bytes=824 << 10, ring_size=64, ports=(9, 53), rcvbuf=1 << 20, netdev_budget=16)
-    bench.send([pad(udp(b"x" * 18, 9)), pad(udp(b"y" * 18, 53))] * 300, gap=2000)
+    options = {"ring_size": 64, "ports": (9, 53), "rcvbuf": 1 << 20}
+    at_boot = Bench(dram_bytes=1 << 20, **options).system.kernel.memblock.next
+    bench = Bench(dram_bytes=(at_boot // PAGE_SIZE + 68) * PAGE_SIZE, **options)
+    bench.send([pad(udp(b"x" * 18, 9)), pad(udp(b"y" * 18, 53))] * 300, gap=1000)
     state = bench.system.path.adapter.ring.state
     failed = RX_RING.alloc_rx_page_failed
     assert int.from_bytes(bench.machine.memory[state + failed.offset :][: failed.size], "little") > 0
