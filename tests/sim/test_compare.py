@@ -33,7 +33,7 @@ def test_ways_are_all_of_them_or_those_named():
     ("paths", "application", "told"),
     [
         ("tokenring", None, "no path 'tokenring'; there are: .*napi.*dpdk"),
-        ("napi:l2fwd", None, "path napi has no application 'l2fwd'; it has: sink, rawdrop"),
+        ("napi:l2fwd", None, "path napi has no application 'l2fwd'; it has: sink, echo, rawdrop"),
         (None, "chess", "no path has an application 'chess'; there are: .*rawdrop.*sink"),
         ("", None, "no path ''"),
     ],

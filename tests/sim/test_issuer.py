@@ -206,7 +206,7 @@ def test_a_charge_without_a_name(build):
         (lambda core: core.put(BASE, 5, 5), TypeError),
         (lambda core: core.load(BASE), TypeError),
         (lambda core: core.mmio_write(BASE, 1, 3), ValueError),
-        (lambda core: core.issuer.plain(19), ValueError),
+        (lambda core: core.issuer.plain(len(K)), ValueError),
         (lambda core: core.load_begin(BASE, 8, after=1 << 40), ValueError),
         (lambda core: core.load_begin(BASE, 8, before=0), TypeError),
         (lambda core: core.get_all(BASE, PAIR.first, after=1 << 40).send(None), ValueError),

@@ -2,8 +2,6 @@
 
 Which costs are true within their bands is not known, so an order is claimed only if it holds where it is least true
 (:func:`bands.worst`). Those that do not are in :data:`NOT_CLAIMED`, are printed as such, and must turn round there.
-
-A way that is not there yet is left out; its name here is all it takes.
 """
 
 import itertools
@@ -13,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from sim.report.published import figures
-from sw.paths import PATHS
 
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
@@ -21,18 +18,8 @@ if str(HERE) not in sys.path:
 
 from bands import Case, calls, cycles, result, worst, worst_ends  # noqa: E402
 
-
-def there(way: str) -> bool:
-    path, _, application = way.partition(":")
-    return path in PATHS and application in PATHS[path].applications
-
-
-def needs(way: str):
-    return pytest.mark.skipif(not there(way), reason=f"there is no {way} yet")
-
-
 #: From the cheapest packet on. A 10G port leaves the fast paths idle between small bursts; at 100G they are busy.
-ORDER = [way for way in ("dpdk:rxonly", "xdp:drop", "af-xdp:rxdrop", "napi:rawdrop", "napi:sink") if there(way)]
+ORDER = ["dpdk:rxonly", "xdp:drop", "af-xdp:rxdrop", "napi:rawdrop", "napi:sink", "tcp:sink"]
 PAIRS = list(itertools.pairwise(ORDER))
 
 #: Pairs of :data:`ORDER` that could be the other way round within the bands of their costs.
@@ -103,7 +90,6 @@ def test_napi_with_a_socket_on_its_core_never_falls_towards_zero():
 
 
 @pytest.mark.slow
-@needs("interrupt:sink")
 def test_an_interrupt_for_each_packet_starves_the_program():
     peak = max(delivered("interrupt:sink", rate, 2000) for rate in ("300kpps", "500kpps", "700kpps"))
     flooded = [delivered("interrupt:sink", "line", count) for count in (20_000, 40_000)]
@@ -121,7 +107,6 @@ def batches(ends="cycles") -> dict[int, float]:
 
 
 @pytest.mark.slow
-@needs("dpdk:l2fwd")
 def test_larger_bursts_help_a_poll_mode_driver():
     """The vector driver takes bursts of 4 at least; from 8 on little is left to be gained, as was measured."""
     for ends in ("low", "cycles", "high"):

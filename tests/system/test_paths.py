@@ -29,7 +29,6 @@ def case(way: str) -> Case:
     ("less", "more"),
     [
         ("dpdk:rxonly", "napi:rawdrop"),
-        ("xdp:drop", "af-xdp:rxdrop"),
         ("af-xdp:rxdrop", "napi:rawdrop"),
         ("napi:rawdrop", "napi:sink"),
     ],
