@@ -5,9 +5,10 @@
 
 .PHONY: run test test-slow lint bench clean
 NICSCOPE = .venv/bin/nicscope
+WAYS = interrupt,napi,busypoll,tcp,napi:rawdrop,xdp,af-xdp,dpdk
 
 run: .venv/.ready
-	$(NICSCOPE) compare --paths napi,napi:rawdrop,xdp,dpdk --report --out runs/compare
+	$(NICSCOPE) compare --paths $(WAYS) --report --out runs/compare
 
 test: lint
 	.venv/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
