@@ -568,6 +568,7 @@ def _read(name_or_file: str) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
+    _require(isinstance(base, str), f"base must be the name of a machine in quotes, not {base!r}")
     _known("base machine", base, preset_names())
     merged = _read(base)
     for key, value in tree.items():

@@ -106,6 +106,10 @@ software_options = [
     click.option("--wakeup", type=click.Choice(WAKEUPS), default=None, help="How af-xdp waits.  [default: spin]"),
 ]
 
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), default=1, show_default=True, help="Decides everything random."
+)
+
 
 def given_options(**values):
     """Options of the software that were given."""
@@ -118,7 +122,7 @@ def given_options(**values):
 @with_options(software_options)
 @with_options(machine_options)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
+@seed_option
 @click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
@@ -194,7 +198,7 @@ def run(
 @with_options(software_options)
 @with_options(machine_options)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Decides everything random.")
+@seed_option
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--report", is_flag=True, help="Also sweep the load, switch DDIO off, and write report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print {path: result.json} instead of the table.")

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hw.config import ConfigError, MachineConfig
 from sim.build.design import Design
 from sim.build.native import build_native
-from sim.experiment import Experiment
+from sim.experiment import Experiment, switch
 from sim.wire.traffic import Traffic
+from sw.options import OPTIONAL
 from sw.paths import PATHS, PathError, path_named
 
 __all__ = ["Comparison", "Way", "by_path", "compare", "parse_ways", "run_all"]
@@ -66,6 +67,7 @@ class Comparison:
     Attributes:
         ways: one column each.
         traffics: by a short name, such as "capture"; each goes through every way.
+        options: of ``sw.options.Options``, where they differ; a way goes without those it has no use for.
         out: directory; each run's results go to a directory of their own in it.
     """
 
@@ -82,6 +84,7 @@ class Comparison:
 
     def experiment(self, way: Way, traffic: str) -> Experiment:
         """The run of one way with one traffic."""
+        unused = OPTIONAL - path_named(way.path).uses(way.application)
         return Experiment(
             path=way.path,
             application=way.application,
@@ -89,7 +92,7 @@ class Comparison:
             traffic=self.traffics[traffic],
             engine=self.engine,
             seed=self.seed,
-            options=self.options,
+            options={name: value for name, value in self.options.items() if name not in unused},
             mitigations=self.mitigations,
             background=self.background,
             idle=self.idle,
@@ -104,6 +107,10 @@ def compare(comparison: Comparison, console: Console | None = None) -> dict[str,
         ConfigError, TrafficError: in one line, when what the user asked for cannot be.
         ToolError: when the machine cannot be built.
     """
+    used = frozenset[str]().union(*(path_named(way.path).uses(way.application) for way in comparison.ways))
+    unused = sorted(OPTIONAL & set(comparison.options) - used)
+    if unused:
+        raise ConfigError(f"{switch(unused[0])} has no effect on any of {', '.join(map(str, comparison.ways))}")
     cases = [(traffic, way) for traffic in comparison.traffics for way in comparison.ways]
     results = run_all([comparison.experiment(way, traffic) for traffic, way in cases], console)
     by_traffic: dict[str, dict[str, dict[str, Any]]] = {traffic: {} for traffic in comparison.traffics}

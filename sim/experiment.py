@@ -21,9 +21,18 @@ from sim.session import Software, observe
 from sim.wire.capture import Captured, Direction, write_capture
 from sim.wire.frames import FCS_BYTES, TrafficError, with_fcs
 from sim.wire.traffic import Traffic
+from sw.options import OPTIONAL
 from sw.paths import PathError, path_named
 
-__all__ = ["Experiment", "captured"]
+__all__ = ["Experiment", "captured", "switch"]
+
+#: Until the last frame starts; the engines count to twice as many.
+MOST_CARD_CYCLES = 1 << 47
+
+
+def switch(option: str) -> str:
+    """How the command line calls an option of the software."""
+    return "--" + option.removesuffix("_us").removesuffix("_size").replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,23 @@ class Experiment:
             ToolError: when the machine cannot be built.
         """
         try:
-            path_named(self.path, self.application)
+            path = path_named(self.path, self.application)
         except PathError as error:
             raise ConfigError(str(error)) from None
+        unused = sorted(OPTIONAL & set(self.options) - path.uses(self.application_name))
+        if unused:
+            raise ConfigError(f"{switch(unused[0])} has no effect on {self.path} with --app {self.application_name}")
         largest = max(self.traffic.sizes)
         if largest > 65535:
             raise TrafficError(
                 f"frame {self.traffic.sizes.index(largest) + 1} has {largest} bytes; the wire takes 65535"
+            )
+        last_s = max(frame.time_ns for frame in self.traffic.frames) / 10**9
+        most_s = MOST_CARD_CYCLES * self.machine.period_ticks("nic") // self.machine.ticks_per_second
+        if last_s > most_s:
+            raise TrafficError(
+                f"the last frame starts {float(last_s):.3g} s after the first, and a run has at most {most_s:,} s; "
+                "--speed and --rate make it sooner"
             )
         if self.waves and self.engine != "native":
             raise ConfigError(f"--waves needs --engine native, not {self.engine}")

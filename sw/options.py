@@ -10,12 +10,15 @@ from sw.linux.net.route import Route
 from sw.linux.socket import SOCK_RCVBUF, SOCK_SNDBUF
 from sw.linux.tcp_syscall import TCP_RCVBUF
 
-__all__ = ["WAKEUPS", "XDP_MODES", "Options"]
+__all__ = ["OPTIONAL", "WAKEUPS", "XDP_MODES", "Options"]
 
 #: What an AF_XDP socket may be: the card writes into its memory, or the kernel copies.
 XDP_MODES = ("zero-copy", "copy")
 #: How a program with such a socket may wait: in a loop, or in poll(2).
 WAKEUPS = ("spin", "poll")
+
+#: What a user may ask for that only some paths can do, see ``sw.paths.path.Path.uses``.
+OPTIONAL = frozenset({"app_core", "batch", "busy_poll_us", "itr_us", "napi_thread", "wakeup", "xdp_mode"})
 
 
 @dataclass(frozen=True, kw_only=True)

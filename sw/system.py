@@ -54,6 +54,7 @@ class System:
         on_note: Callable[[Note], None] | None = None,
     ):
         kind = path_named(path, options.application)
+        kind.check_ring(options.ring_size)
         self.on_note = on_note
         self.record = Record(self._noted)
         self.kernel = kernel = Kernel(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pcapng import FileScanner, FileWriter
 from pcapng.blocks import EnhancedPacket, InterfaceDescription, SectionHeader, SimplePacket
-from pcapng.exceptions import PcapngException
+from pcapng.exceptions import PcapngException, TruncatedFile
 from pcapng.structs import EPBFlags
 from scapy.error import Scapy_Exception
 from scapy.utils import RawPcapReader
@@ -87,8 +87,11 @@ def read_capture(path: Path) -> tuple[list[Frame], int]:
 
 
 def _pcapng(path: Path) -> Iterator[Record]:
+    size = path.stat().st_size
+    end = 0  #: of the last whole block
     with path.open("rb") as file:
         for block in FileScanner(file):
+            end = file.tell()
             if isinstance(block, SimplePacket):
                 raise TrafficError(f"{path}: simple packet blocks carry no time; record enhanced packet blocks")
             if isinstance(block, EnhancedPacket):
@@ -100,6 +103,8 @@ def _pcapng(path: Path) -> Iterator[Record]:
                     block.packet_len,
                     block.interface.link_type,
                 )
+    if end != size:  # the scanner takes a file that ends between two fields of a block for complete
+        raise TruncatedFile(f"the last block is cut off after {size - end} bytes")
 
 
 def _pcap(path: Path) -> Iterator[Record]:

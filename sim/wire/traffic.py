@@ -18,6 +18,8 @@ __all__ = ["BUNDLED_CAPTURE", "Traffic"]
 BUNDLED_CAPTURE = REPOSITORY / "traffic" / "programs.pcapng"
 
 DEFAULT_COUNT = 1000
+#: The log keeps some kilobytes of events for each frame in memory.
+MOST_COUNT = 10_000_000
 DEFAULT_SIZE = 64
 
 
@@ -45,12 +47,13 @@ class Traffic:
         Raises:
             TrafficError: when options contradict each other or cannot be.
         """
-        if count is not None and count < 1:
-            raise TrafficError(f"--count takes at least 1, not {count}")
+        if count is not None and not 1 <= count <= MOST_COUNT:
+            raise TrafficError(f"--count takes 1 to {MOST_COUNT}, not {count}")
         if capture is None:
             if speed is not None:
                 raise TrafficError("--speed scales the timing of a capture; with generated frames use --rate")
-            size, count, rate = size or DEFAULT_SIZE, count or DEFAULT_COUNT, rate or "line"
+            size, count = DEFAULT_SIZE if size is None else size, count or DEFAULT_COUNT
+            rate = "line" if rate is None else rate
             frames = at_rate(generate(size, count, seed), *parse_rate(rate))
             parameters: dict[str, Any] = {"size": size, "rate": rate, "count": count, "seed": seed}
             return cls._described(frames, f"{count:,} UDP frames of {size} bytes at {_spoken(rate)}", parameters)

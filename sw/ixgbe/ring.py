@@ -27,6 +27,20 @@ IXGBE_RX_BUFFER = Struct(LINE // 2, page=8, page_offset=4, pagecnt_bias=4)
 RX_RING = Struct(LINE, next_to_clean=2, next_to_use=2, next_to_alloc=2, packets=8, bytes=8, alloc_rx_page_failed=8)
 
 
+#: Descriptors of a receive ring (the datasheet's RDLEN; half a ring at least is filled again before the tail moves).
+_LEAST, _MOST = 2 * IXGBE_RX_BUFFER_WRITE, 4096
+
+
+def check_ring(count: int) -> None:
+    """Refuse a number of descriptors that the card could not use.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if not _LEAST <= count <= _MOST or count % 8:
+        raise ValueError(f"a receive ring has {_LEAST} to {_MOST} descriptors, a multiple of 8, not {count}")
+
+
 @dataclass(slots=True, eq=False)
 class IxgbeRing:
     """A receive ring in memory.
@@ -54,9 +68,7 @@ class IxgbeRing:
     receive: Callable[[Cpu, int], Awaitable[None]] = field(default=napi_gro_receive, init=False)  #: takes each skb
 
     def __post_init__(self):
-        least, most = 2 * IXGBE_RX_BUFFER_WRITE, 4096
-        if not least <= self.count <= most or self.count % 8:
-            raise ValueError(f"a receive ring has {least} to {most} descriptors, a multiple of 8, not {self.count}")
+        check_ring(self.count)
         self.descriptors = self.memblock.allocate(self.count * DESCRIPTOR_BYTES, 128)
         self.buffers = self.memblock.allocate(self.count * IXGBE_RX_BUFFER.size)
         self.state = self.memblock.allocate(RX_RING.size)

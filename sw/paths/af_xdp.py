@@ -76,6 +76,11 @@ class AfXdpPath(Path):
         self.object = load_object(PROGRAMS / "xsk_redirect.o")
 
     @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """The softirq polls; the socket is the path's own."""
+        return frozenset({"app_core", "batch", "itr_us", "xdp_mode", "wakeup"})
+
+    @classmethod
     def skbs(cls, options: Options) -> int:
         """One softirq's packets, before the socket is in the map; in copy mode, what the card's ring sends."""
         return NETDEV_BUDGET + options.ring_size

@@ -6,6 +6,9 @@ from sw.paths.napi import NapiPath
 
 __all__ = ["BusyPollPath"]
 
+#: SO_BUSY_POLL takes an int (``sk_ll_usec``, net/core/sock.c).
+MOST_BUSY_POLL_US = (1 << 31) - 1
+
 
 class BusyPollPath(NapiPath):
     """NAPI polled by the program that reads, or by a thread that does nothing else.
@@ -24,8 +27,8 @@ class BusyPollPath(NapiPath):
 
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
-        if options.busy_poll_us < 0:
-            raise ValueError(f"a program polls for 0 us or more, not {options.busy_poll_us:g} us")
+        if not 0 <= options.busy_poll_us <= MOST_BUSY_POLL_US:
+            raise ValueError(f"a program polls for 0 to {MOST_BUSY_POLL_US} us, not {options.busy_poll_us:g} us")
         if self.application(options.application) == "kthread":
             self._add_spinning_thread(options)
         else:
@@ -43,6 +46,11 @@ class BusyPollPath(NapiPath):
         if napi.thread is None:
             self.add_napi_thread(core)
         napi.thread_spins = True
+
+    @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """Where a thread polls, nobody reads by polling."""
+        return super().uses(application) | (frozenset() if application == "kthread" else {"busy_poll_us"})
 
     @classmethod
     def receivers(cls, options: Options) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from sw.apps.poll_mode import Echo, L2Forward, RxOnly
 from sw.dpdk.ethdev import EthDev
-from sw.dpdk.ixgbe_rx import IXGBE_MIN_RING_DESC
+from sw.dpdk.ixgbe_rx import IXGBE_MIN_RING_DESC, check_ring
 from sw.linux.cpu import Cpu
 from sw.linux.kernel import Kernel
 from sw.linux.sched import PRIORITY_NORMAL
@@ -33,6 +33,16 @@ class DpdkPath(Path):
         program = _PROGRAMS[self.application(options.application)](self.dev, options.batch)
         self.tasks = [kernel.new_task(program.name, self.app_cpu, PRIORITY_NORMAL, program.main)]
         self.starting = 1
+
+    @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """No interrupt, no other program."""
+        return frozenset({"app_core", "batch"})
+
+    @classmethod
+    def check_ring(cls, count: int) -> None:
+        """The poll-mode driver takes powers of two."""
+        check_ring(count)
 
     async def start(self, cpu: Cpu) -> None:
         """The program brings the card up itself."""

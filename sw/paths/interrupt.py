@@ -21,6 +21,11 @@ class InterruptPath(NapiPath):
     applications = {name: NapiPath.applications[name] for name in ("sink", "rawdrop")}
     defaults = {"itr_us": 0.0}
 
+    @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """Nobody polls."""
+        return super().uses(application) - {"napi_thread"}
+
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
         kernel.receives_in_hardirq = True

@@ -68,6 +68,11 @@ class NapiPath(Path):
         self.tasks.append(napi.thread)
 
     @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """Where no program receives, it needs no core."""
+        return frozenset({"itr_us", "napi_thread"} | ({"app_core"} if application != "rawdrop" else set()))
+
+    @classmethod
     def receivers(cls, options: Options) -> tuple[int, ...]:
         """Ports that programs receive from."""
         return options.ports if cls.application(options.application) in ("sink", "echo") else ()

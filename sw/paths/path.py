@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from sw.ixgbe.ring import check_ring
 from sw.linux.cpu import Cpu
 from sw.linux.kernel import Kernel
 from sw.linux.sched import Task
@@ -72,6 +73,20 @@ class Path:
         if name not in cls.applications:
             raise PathError(f"path {cls.name} has no application {name!r}; it has: {', '.join(cls.applications)}")
         return name
+
+    @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """Those of ``sw.options.OPTIONAL`` that have an effect on the path with that application."""
+        return frozenset()
+
+    @classmethod
+    def check_ring(cls, count: int) -> None:
+        """Refuse a number of receive descriptors that the driver does not take, before memory is set aside.
+
+        Raises:
+            ValueError: in one line that names those it takes.
+        """
+        check_ring(count)
 
     @classmethod
     def skbs(cls, options: Options) -> int:

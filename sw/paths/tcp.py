@@ -45,6 +45,11 @@ class TcpPath(Path):
         self.starting = len(self.programs)
 
     @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """The softirq polls."""
+        return frozenset({"app_core", "itr_us"})
+
+    @classmethod
     def skbs(cls, options: Options) -> int:
         """One softirq's packets, what fits the socket that is used, its backlog, and what is being sent."""
         per_socket = (3 * options.tcp_rcvbuf + (64 << 10)) // (2048 + SK_BUFF.size)

@@ -41,6 +41,11 @@ class XdpPath(NapiPath):
         self.object = load_object(PROGRAMS / f"{_OBJECTS[self.application(options.application)]}.o")
 
     @classmethod
+    def uses(cls, application: str) -> frozenset[str]:
+        """Programs receive what the eBPF program passes on."""
+        return super().uses(application) - ({"app_core"} if application in ("drop", "tx") else set())
+
+    @classmethod
     def receivers(cls, options: Options) -> tuple[int, ...]:
         """Programs receive what the eBPF program passes on."""
         return options.ports if cls.application(options.application) in ("firewall", "count") else ()

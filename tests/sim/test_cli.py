@@ -37,7 +37,16 @@ def call(capsys, monkeypatch, *arguments):
         (["run", "napi", "--speed", "2"], "--speed scales the timing of a capture"),
         (["run", "napi", "--size", "10"], "--size takes 46 to 16000 bytes"),
         (["run", "napi", "--rate", "fast"], "--rate takes a rate such as 5Mpps"),
-        (["run", "napi", "--count", "0"], "--count takes at least 1, not 0"),
+        (["run", "napi", "--count", "0"], "--count takes 1 to 10000000, not 0"),
+        (["run", "napi", "--count", 10**9], "--count takes 1 to 10000000, not 1000000000"),
+        (["run", "napi", "--size", "0"], "--size takes 46 to 16000 bytes (FCS included), not 0"),
+        (["run", "napi", "--rate", ""], "--rate takes a rate such as 5Mpps"),
+        (["run", "napi", "--count", 2, "--rate", "0.0001mpps", "--seed", -1], "-1 is not in the range 0<=x<="),
+        (["run", "napi", "--seed", 1 << 64], "is not in the range 0<=x<="),
+        (
+            ["run", "tcp", "--machine", "tiny", "--count", 2, "--rate", "0.0000001pps"],
+            "the last frame starts 1e+07 s after the first, and a run has at most",
+        ),
         (["run", "napi", "--count", "many"], "'many' is not a valid integer"),
         (["run", "napi", "--machine", "teachin"], "unknown machine 'teachin'; did you mean 'teaching'?"),
         (["run", "napi", "--set", "llc.way=3"], "unknown key of [llc] 'way'; did you mean 'ways'?"),
@@ -48,6 +57,18 @@ def call(capsys, monkeypatch, *arguments):
         (["run", "napi", "--machine", "tiny", "--ring", "100"], "a receive ring has"),
         (["run", "napi", "--machine", "tiny", "--ring", "0"], "a receive ring has"),
         (["run", "napi", "--machine", "tiny", "--out", __file__], "File exists"),
+        (["run", "af-xdp", "--machine", "tiny", "--ring", 10**9], "a receive ring has 32 to 4096 descriptors"),
+        (["run", "dpdk", "--machine", "tiny", "--ring", 10**9], "takes 64 to 4096 descriptors, a power of two"),
+        (["run", "busypoll", "--machine", "tiny", "--busy-poll", "nan"], "polls for 0 to 2147483647 us, not nan us"),
+        (["run", "napi", "--batch", 8], "--batch has no effect on napi with --app sink"),
+        (["run", "xdp", "--app-core", 1], "--app-core has no effect on xdp with --app drop"),
+        (["run", "busypoll", "--app", "kthread", "--busy-poll", 5], "--busy-poll has no effect on busypoll with --app"),
+        (["run", "dpdk", "--itr", 5], "--itr has no effect on dpdk with --app rxonly"),
+        (["run", "tcp", "--napi-thread", 1], "--napi-thread has no effect on tcp with --app sink"),
+        (
+            ["compare", "--paths", "napi,dpdk", "--wakeup", "poll"],
+            "--wakeup has no effect on any of napi:sink, dpdk:rx",
+        ),
         (
             ["run", "napi", "--mitigations", "kpti"],
             "mitigations are off, auto, or some of ibrs, page_table_isolation, retpoline with commas, not 'kpti'",
@@ -64,6 +85,12 @@ def test_bad_input_is_one_clear_line(capsys, monkeypatch, tmp_path, arguments, m
     assert code == 2
     assert message in err and err.count("\n") == 1 and err.startswith("nicscope: ")
     assert out.strip() == ""
+
+
+def test_a_base_that_is_no_name(capsys, monkeypatch, tmp_path):
+    (tmp_path / "own.toml").write_text("base = 3\n")
+    code, _, err = call(capsys, monkeypatch, "run", "napi", "--machine", tmp_path / "own.toml")
+    assert (code, err) == (2, "nicscope: base must be the name of a machine in quotes, not 3\n")
 
 
 def test_help_and_version(capsys, monkeypatch):

@@ -69,9 +69,27 @@ def test_pcap_is_read_in_order_of_time(tmp_path):
         (PCAP + RECORD + b"\x3c\0\0\0\x3c\0\0\0" + to_host() + bytes(5), "damaged after packet 1: 5 bytes follow"),
         (PCAP[:20] + b"\x65\0\0\0" + RECORD + b"\x0e\0\0\0\x0e\0\0\0" + bytes(14), "has link type 101; only Ethernet"),
         (BUNDLED.read_bytes()[:5000], "damaged after packet"),
+        # Packet 3 is bytes 312 to 443: cut behind the next one's type, its length, and before the last length.
+        (BUNDLED.read_bytes()[:448], "damaged after packet 3: the last block is cut off after 4 bytes"),
+        (BUNDLED.read_bytes()[:452], "damaged after packet 3: the last block is cut off after 8 bytes"),
+        (BUNDLED.read_bytes()[:572], "damaged after packet 3: the last block is cut off after 128 bytes"),
         (BUNDLED.read_bytes()[:300] + b"\xff" * 40 + BUNDLED.read_bytes()[340:], "damaged after packet"),
     ],
-    ids=["empty", "zeros", "no-packets", "cut", "short", "snapped", "trailing", "raw-ip", "cut-ng", "garbage-ng"],
+    ids=[
+        "empty",
+        "zeros",
+        "no-packets",
+        "cut",
+        "short",
+        "snapped",
+        "trailing",
+        "raw-ip",
+        "cut-ng",
+        "type",
+        "length",
+        "body",
+        "garbage-ng",
+    ],
 )
 def test_bad_files_are_one_clear_line(tmp_path, content, message):
     path = tmp_path / "bad.pcap"
