@@ -1,10 +1,10 @@
 """The ``nicscope`` command."""
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,27 @@ machine_options = [
 ]
 
 
-def with_options(options):
-    """Apply a list of click options to a command."""
+def with_options(options, into, build=dict):
+    """Give a command click options, and an argument ``into`` in place of theirs: what ``build`` makes of them."""
+    there = click.Command(None)
+    for option in options:
+        option(there)
+    names = [parameter.name for parameter in there.params]
 
     def decorate(command):
+        @functools.wraps(command)
+        def gathered(*arguments, **values):
+            group = {name: values.pop(name) for name in names}
+            return command(*arguments, **values, **{into: build(**group)})
+
         for option in reversed(options):
-            command = option(command)
-        return command
+            gathered = option(gathered)
+        return gathered
 
     return decorate
+
+
+with_machine = with_options(machine_options, "machine", lambda machine, settings: load_machine(machine, settings))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,15 +81,18 @@ def cli():
 
 
 traffic_options = [
-    click.option("--traffic", type=click.Path(path_type=Path), metavar="FILE", help="Replay a pcap or pcapng file."),
+    click.option(
+        "--traffic", "capture", type=click.Path(path_type=Path), metavar="FILE", help="Replay a pcap(ng) file."
+    ),
     click.option("--speed", type=float, default=None, metavar="N", help="Replay a capture N times as fast."),
     click.option("--size", type=int, default=None, help="Generate UDP frames of this many bytes, FCS included."),
     click.option("--rate", default=None, help="Packet or bit rate, e.g. 5Mpps, 3.2Gbps, line.  [default: line]"),
     click.option("--count", type=int, default=None, help="Frames to generate, or to take of a capture."),
 ]
 
+app_option = click.option("--app", default=None, metavar="NAME", help="What receives, see `nicscope paths`.")
+
 software_options = [
-    click.option("--app", default=None, metavar="NAME", help="What receives, see `nicscope paths`."),
     click.option(
         "--ring", type=int, default=None, help="Receive descriptors.  [default: 512; the least in small memories]"
     ),
@@ -106,53 +121,47 @@ software_options = [
     click.option("--wakeup", type=click.Choice(WAKEUPS), default=None, help="How af-xdp waits.  [default: spin]"),
 ]
 
-seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**64 - 1), default=1, show_default=True, help="Decides everything random."
-)
+
+engine_options = [
+    click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="Runs the RTL."),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**64 - 1), default=1, show_default=True, help="Decides everything random."
+    ),
+]
+
+#: Fields of ``sw.options.Options``, by the names of the options that set them.
+OPTION_FIELDS = {
+    "ring": "ring_size",
+    "batch": "batch",
+    "app_core": "app_core",
+    "napi_thread": "napi_thread",
+    "busy_poll": "busy_poll_us",
+    "itr": "itr_us",
+    "xdp_mode": "xdp_mode",
+    "wakeup": "wakeup",
+}
 
 
-def given_options(**values):
-    """Options of the software that were given."""
-    return {name: value for name, value in values.items() if value is not None}
+def setup(mitigations, **given):
+    """What an ``Experiment`` and a ``Comparison`` are told of software and engine, but for the application."""
+    options = {field: given.pop(name) for name, field in OPTION_FIELDS.items()}
+    options = {field: value for field, value in options.items() if value is not None}
+    return {"options": options, "mitigations": mitigations_of(mitigations), **given}
+
+
+with_setup = with_options(software_options + engine_options, "setup", setup)
 
 
 @cli.command()
 @click.argument("path", metavar="PATH", type=click.Choice(list(PATHS)))
-@with_options(traffic_options)
-@with_options(software_options)
-@with_options(machine_options)
-@click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
-@seed_option
+@app_option
+@with_options(traffic_options, "traffic")
+@with_setup
+@with_machine
 @click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
-def run(
-    path,
-    traffic,
-    speed,
-    size,
-    rate,
-    count,
-    app,
-    ring,
-    batch,
-    mitigations,
-    background,
-    idle,
-    app_core,
-    napi_thread,
-    busy_poll,
-    itr,
-    xdp_mode,
-    wakeup,
-    machine,
-    settings,
-    engine,
-    seed,
-    waves,
-    out,
-    as_json,
-):
+def run(path, app, traffic, setup, machine, waves, out, as_json):
     """Send traffic through one receive PATH (see `nicscope paths`) and say what became of every packet."""
     from sim.experiment import Experiment
     from sim.report.terminal import print_result
@@ -162,25 +171,11 @@ def run(
     experiment = Experiment(
         path=path,
         application=app,
-        machine=load_machine(machine, settings),
-        traffic=Traffic.make(capture=traffic, speed=speed, size=size, rate=rate, count=count, seed=seed),
-        engine=engine,
-        seed=seed,
+        machine=machine,
+        traffic=Traffic.make(**traffic, seed=setup["seed"]),
         waves=waves,
-        options=given_options(
-            ring_size=ring,
-            batch=batch,
-            app_core=app_core,
-            napi_thread=napi_thread,
-            busy_poll_us=busy_poll,
-            itr_us=itr,
-            xdp_mode=xdp_mode,
-            wakeup=wakeup,
-        ),
-        mitigations=mitigations_of(mitigations),
-        background=background,
-        idle=idle,
         out=out or Path("runs") / "last",
+        **setup,
     )
     result = experiment.run(console)
     if as_json:
@@ -194,41 +189,14 @@ def run(
 @click.option(
     "--paths", "chosen", default=None, metavar="PATH[:APP],...", help="Which, see `nicscope paths`.  [default: all]"
 )
-@with_options(traffic_options)
-@with_options(software_options)
-@with_options(machine_options)
-@click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the RTL.")
-@seed_option
+@app_option
+@with_options(traffic_options, "traffic")
+@with_setup
+@with_machine
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--report", is_flag=True, help="Also sweep the load, switch DDIO off, and write report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print {path: result.json} instead of the table.")
-def compare(
-    chosen,
-    traffic,
-    speed,
-    size,
-    rate,
-    count,
-    app,
-    ring,
-    batch,
-    mitigations,
-    background,
-    idle,
-    app_core,
-    napi_thread,
-    busy_poll,
-    itr,
-    xdp_mode,
-    wakeup,
-    machine,
-    settings,
-    engine,
-    seed,
-    out,
-    report,
-    as_json,
-):
+def compare(chosen, app, traffic, setup, machine, out, report, as_json):
     """Send the same traffic through several paths and show them side by side.
 
     Without traffic options: the bundled capture, then 64-byte frames at line rate.
@@ -239,25 +207,11 @@ def compare(
 
     console = Console(stderr=as_json)
     comparison = Comparison(
-        machine=load_machine(machine, settings),
+        machine=machine,
         ways=parse_ways(chosen, app),
-        traffics=compared_traffics(traffic, speed, size, rate, count, seed),
-        engine=engine,
-        seed=seed,
-        options=given_options(
-            ring_size=ring,
-            batch=batch,
-            app_core=app_core,
-            napi_thread=napi_thread,
-            busy_poll_us=busy_poll,
-            itr_us=itr,
-            xdp_mode=xdp_mode,
-            wakeup=wakeup,
-        ),
-        mitigations=mitigations_of(mitigations),
-        background=background,
-        idle=idle,
+        traffics=compared_traffics(traffic, setup["seed"]),
         out=out or Path("runs") / "compare",
+        **setup,
     )
     results = compare(comparison, console)
     if as_json:
@@ -278,27 +232,27 @@ def compare(
     console.print(told, highlight=False)
 
 
-def compared_traffics(traffic, speed, size, rate, count, seed):
+def compared_traffics(given, seed):
     """What a comparison sends: what the options say, else the bundled capture and a burst of the smallest frames."""
     from sim.wire.traffic import BUNDLED_CAPTURE, Traffic
 
-    make = partial(Traffic.make, seed=seed)
-    if any(option is not None for option in (traffic, speed, size, rate, count)):
-        return {"traffic": make(capture=traffic, speed=speed, size=size, rate=rate, count=count)}
-    capture = make(capture=BUNDLED_CAPTURE, speed=100.0, size=None, rate=None, count=None)
-    burst = make(capture=None, speed=None, size=64, rate="line", count=2000)
-    return {"capture": capture, "burst": burst}
+    if any(value is not None for value in given.values()):
+        return {"traffic": Traffic.make(**given, seed=seed)}
+    return {
+        "capture": Traffic.make(capture=BUNDLED_CAPTURE, speed=100.0, seed=seed),
+        "burst": Traffic.make(size=64, rate="line", count=2000, seed=seed),
+    }
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
 
 
 @cli.group(invoke_without_command=True)
-@with_options(machine_options)
+@with_machine
 @click.option("--quick", is_flag=True, help="Leave out what takes minutes: cocotb and the build from nothing.")
 @json_option
 @click.pass_context
-def bench(context, machine, settings, quick, as_json):
+def bench(context, machine, quick, as_json):
     """Measure the simulator: native engine against the bare model and against cocotb. Or one of the commands."""
     if context.invoked_subcommand is not None:
         given = [name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
@@ -309,40 +263,39 @@ def bench(context, machine, settings, quick, as_json):
 
     console = Console(stderr=as_json)
     try:
-        figures = speed(load_machine(machine, settings), console, quick=quick)
+        figures = speed(machine, console, quick=quick)
     except BenchError as error:
         raise click.exceptions.Exit(_complain(str(error), 1)) from None
     _show(figures, print_figures, console, as_json)
 
 
 @bench.command("memory")
-@with_options(machine_options)
+@with_machine
 @click.option("--quick", is_flag=True, help="Every third size, and only 2 MiB pages.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where the plot goes.")
 @json_option
-def bench_memory(machine, settings, quick, out, as_json):
+def bench_memory(machine, quick, out, as_json):
     """Measure the modelled memory: latency by working set and page size, bandwidth by pattern."""
     from sim.bench.memory import memory, plot_memory, print_memory
 
     console = Console(stderr=as_json)
-    config = load_machine(machine, settings)
-    figures = memory(config, console, quick=quick)
+    figures = memory(machine, console, quick=quick)
     out = out or Path("runs") / "bench"
     out.mkdir(parents=True, exist_ok=True)
-    plot_memory(figures, config, out / "memory.svg")
+    plot_memory(figures, machine, out / "memory.svg")
     _show(figures, print_memory, console, as_json)
     console.print(f"Plot in {out}/memory.svg", highlight=False)
 
 
 @bench.command("core")
-@with_options(machine_options)
+@with_machine
 @json_option
-def bench_core(machine, settings, as_json):
+def bench_core(machine, as_json):
     """Measure the modelled core: overlap of misses, the window, the store buffer, locks between cores."""
     from sim.bench.core import core, print_core
 
     console = Console(stderr=as_json)
-    _show(core(load_machine(machine, settings), console), print_core, console, as_json)
+    _show(core(machine, console), print_core, console, as_json)
 
 
 @bench.command("published")

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from hw.config import ConfigError, MachineConfig
-from hw.nic.drop import DropReason
+from sim.account import Account
 from sim.engine.engine import Engine
-from sim.observe.log import EventLog
 from sim.observe.stages import Stage, stage_of
 from sim.result import FUNCTION_MASK, Observation
 from sim.wire.conversation import Conversation, Offered, Replay
@@ -102,9 +100,6 @@ class Software:
             raise ConfigError(str(error)) from None
 
 
-#: A frame as software knows it: number of its queue, and how many came before it there.
-Frame = tuple[int, int]
-
 #: What runs unless asked otherwise.
 NAPI = Software()
 
@@ -128,7 +123,7 @@ async def observe(
     """
     begin = time.monotonic()
     engine.keep_transmitted()
-    account = _Account()
+    account = Account(engine)
     ticks_per_ns = Fraction(machine.ticks_per_second, 10**9)
     offered: Offered
     if path_named(software.path).needs_peer:
@@ -143,32 +138,27 @@ async def observe(
     offered.start()
     step, patience = int(STEP_NS * ticks_per_ns), int(offered.patience_ns * ticks_per_ns)
     done, changed, until = 0, ready, ready
-    dropped_by_card: dict[int, str] = {}
-    left: dict[Frame, int] = {}
-    while (not offered.over or done < len(offered.frames) or len(left) < len(account.sent)) and until - max(
+    while (not offered.over or done < len(offered.frames) or not account.all_left) and until - max(
         changed, offered.last_tick
     ) < patience:
         until += step
         ended = await system.run(until)
-        if account.count + len(dropped_by_card) == done:
-            dropped_by_card = _dropped_by_card(engine)
-        if account.count + len(dropped_by_card) != done:
-            done, changed = account.count + len(dropped_by_card), until
-        if done == len(offered.frames) and account.sent:
-            left = _left(engine)
-        advance(done)
+        account.look()
+        if account.settled != done:
+            done, changed = account.settled, until
+            advance(done)
         if ended is not WakeKind.LIMIT:
             break
     end_tick = engine.tick
     engine.close()
 
-    log = EventLog(engine.manifest, engine.log())
-    written = _written(log)
-    left = _left(engine)
+    account.look()
+    written, left = account.written, account.left
+    log = engine.log()
     functions, stages, tags = _tags(system.record)
     return Observation(
         manifest=engine.manifest,
-        log=log.log,
+        log=log,
         issued=[engine.issued(core) for core in range(machine.core.count)],
         issued_cycles=[engine.issued_cycles(core) for core in range(machine.core.count)],
         tags=tags,
@@ -181,7 +171,7 @@ async def observe(
         peer={**offered.summary(), "streams": account.streams} if account.streams else offered.summary(),
         sent=engine.transmitted(),
         dropped={
-            **_dropped_by_card(engine),
+            **account.dropped_by_card,
             **{written[packet]: reason for packet, reason in account.dropped.items()},
         },
         polls=account.polls,
@@ -192,38 +182,6 @@ async def observe(
         log_sha256=engine.log_sha256(),
         wall_s=time.monotonic() - begin,
     )
-
-
-class _Account:
-    """What the software says became of the packets it got."""
-
-    def __init__(self):
-        self.delivered: dict[Frame, int] = {}
-        self.sent: dict[Frame, Frame] = {}
-        self.dropped: dict[Frame, str] = {}
-        self.consumed: set[Frame] = set()
-        self.streams: list[dict[str, Any]] = []  #: what programs say of the byte streams they read
-        self.polls = 0
-
-    @property
-    def count(self) -> int:
-        """Packets accounted for."""
-        return len(self.delivered) + len(self.sent) + len(self.dropped) + len(self.consumed)
-
-    def note(self, note: Note) -> None:
-        """Take one note of the software."""
-        if note.kind == "delivered":
-            self.delivered[note.data["packet"]] = note.handle
-        elif note.kind == "sent":
-            self.sent[note.data["packet"]] = note.data["frame"]
-        elif note.kind == "dropped":
-            self.dropped[note.data["packet"]] = note.data["reason"]
-        elif note.kind == "consumed":
-            self.consumed.add(note.data["packet"])
-        elif note.kind == "stream":
-            self.streams.append(dict(note.data))
-        elif note.kind == "poll":
-            self.polls += 1
 
 
 _costs = functools.cache(load_tables)
@@ -244,39 +202,3 @@ def _tags(record: Record) -> tuple[list[str], list[Stage], np.ndarray]:
         for number, name in zip(used, names, strict=True)
     ]
     return names, stages, tags & ~np.uint16(FUNCTION_MASK) | place[tags & FUNCTION_MASK]
-
-
-def _dropped_by_card(engine: Engine) -> dict[int, str]:
-    log = EventLog(engine.manifest, engine.log())
-    return {
-        int(packet): DropReason(int(reason)).name.lower()
-        for probe in engine.manifest.probes
-        if probe.path.startswith("nic.") and probe.path.endswith("drop")
-        for packet, reason in log.select(probe.path)[["packet", "reason"]].tolist()
-    }
-
-
-def _written(log: EventLog) -> dict[Frame, int]:
-    """Id of each packet whose descriptor was written back."""
-    written: dict[Frame, int] = {}
-    count: Counter[int] = Counter()
-    numbers = [number for number, probe in enumerate(log.manifest.probes) if probe.path.startswith("nic.rx.write_back")]
-    rows = log.log[np.isin(log.log["probe"], numbers)]
-    for packet, queue in rows["fields"][:, :2].tolist():
-        written[queue, count[queue]] = packet
-        count[queue] += 1
-    return written
-
-
-def _left(engine: Engine) -> dict[Frame, int]:
-    """Tick at which the last bit of each frame that software gave to the card left."""
-    ticks = {packet: tick for tick, packet, _ in engine.transmitted()}
-    left: dict[Frame, int] = {}
-    count: Counter[int] = Counter()
-    taken = EventLog(engine.manifest, engine.log()).select("nic.tx.dma.descriptor_taken")
-    # A packet of several descriptors is told of several times.
-    for packet, queue in dict(taken[["packet", "queue"]].tolist()).items():
-        if packet in ticks:
-            left[queue, count[queue]] = ticks[packet]
-        count[queue] += 1
-    return left

@@ -5,12 +5,15 @@ from typing import Any
 
 from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
 
 from hw.bus.memory import PACKET_WIDTH
+from hw.bus.tlp import TlpStream
 from hw.lib.probe import Counter, Probe
 
 from .descriptor_fetch import PER_LINE
 from .descriptors import DESCRIPTOR_BYTES
+from .layouts import QueueRegisters, RegisterBus
 from .ring_queue import QueueError, RingQueue
 
 __all__ = ["QueueSet"]
@@ -19,17 +22,40 @@ __all__ = ["QueueSet"]
 class QueueSet(wiring.Component):
     """The queues of one direction, with the probes and counters that speak of them.
 
-    A subclass has ports ``reads``, ``write_backs``, ``registers`` (one per queue), ``bus``, ``master``, ``resetting``,
-    ``reset``, ``causes``, ``error`` and ``disabled``. It calls :meth:`_join` once.
+    A subclass calls :meth:`_join` once, and drives ``idle`` and ``quiet``.
+
+    Ports, beside those of a subclass:
+        causes: a bit per queue, high for one cycle when descriptors of it have been written back.
+        error: high when a queue stops.
+        disabled: all queues are.
 
     Arguments:
-        signature: members of the component.
+        signature: members that the other direction does not have.
         queues: the queues.
         which: "receive" or "transmit".
+        reads: requests beside the queues' own, of one each.
     """
 
-    def __init__(self, signature: dict[str, Any], queues: Sequence[RingQueue], which: str):
-        super().__init__(signature)
+    def __init__(self, signature: dict[str, Any], queues: Sequence[RingQueue], which: str, reads: int = 0):
+        count = len(queues)
+        super().__init__(
+            {
+                **signature,
+                "bus": In(RegisterBus()),
+                "registers": In(QueueRegisters()).array(count),
+                "completion": In(TlpStream),
+                "reads": Out(TlpStream).array(count + reads),  #: of descriptors, by queue; others
+                "write_backs": Out(TlpStream).array(count),
+                "master": In(1),
+                "resetting": In(1),
+                "reset": In(1),
+                "causes": Out(count),
+                "error": Out(1),
+                "idle": Out(1),  #: no DMA in flight, nothing waiting to be written
+                "disabled": Out(1),
+                "quiet": Out(1),
+            }
+        )
         self.queues = list(queues)
         self.descriptor_fetch = Probe("nic", f"{which} descriptors are read", queue=8, address=64, count=8)
         # One probe per place in the cache line: a line's descriptors are written back at one edge

@@ -8,7 +8,7 @@ from hw.bus.tlp import TlpStream
 from hw.bus.wire import PacketStream
 from hw.config import MachineConfig
 
-from .layouts import QueueRegisters, RegisterBus, register_layout
+from .layouts import register_layout
 from .queue_set import QueueSet
 from .registers import REG
 from .ring_queue import RingQueue
@@ -28,9 +28,6 @@ class Receive(QueueSet):
 
     The DMA takes packets in the order in which they came: one that waits for a descriptor holds up those
     behind it, whatever their queue, unless its queue may drop.
-
-    ``causes``: a bit per queue, high for one cycle when descriptors of it have been written back. ``error`` is when a
-    queue stops.
     """
 
     def __init__(self, config: MachineConfig):
@@ -38,25 +35,12 @@ class Receive(QueueSet):
         super().__init__(
             {
                 "packets": In(PacketStream),
-                "bus": In(RegisterBus()),
-                "registers": In(QueueRegisters()).array(count),
                 "srrctl": In(register_layout(REG.SRRCTL)).array(count),
                 "qprc": Out(32).array(count),
                 "qbrc_l": Out(32).array(count),
                 "qbrc_h": Out(32).array(count),
                 "qprdc": Out(32).array(count),
-                "completion": In(TlpStream),
-                "reads": Out(TlpStream).array(count),
                 "payload": Out(TlpStream),
-                "write_backs": Out(TlpStream).array(count),
-                "master": In(1),
-                "resetting": In(1),
-                "reset": In(1),
-                "causes": Out(count),
-                "error": Out(1),
-                "idle": Out(1),  #: nothing in flight, nothing waiting to be written
-                "disabled": Out(1),
-                "quiet": Out(1),
             },
             [RxQueue(config, index) for index in range(count)],
             "receive",

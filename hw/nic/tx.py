@@ -4,10 +4,9 @@ from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.bus.tlp import TlpStream
 from hw.config import MachineConfig
 
-from .layouts import QueueRegisters, RegisterBus, TransmitStream
+from .layouts import TransmitStream
 from .queue_set import QueueSet
 from .registers import REG
 from .statistics import OctetStatistic, Statistic
@@ -22,8 +21,7 @@ __all__ = ["Transmit"]
 class Transmit(QueueSet):
     """``nic.queues`` queues, their DMA, the packet buffer, and their statistics.
 
-    ``causes``: a bit per queue, high for one cycle when descriptors of it have been written back. ``error`` is when a
-    queue stops.
+    The last of ``reads`` is of payload.
     """
 
     def __init__(self, config: MachineConfig):
@@ -31,27 +29,15 @@ class Transmit(QueueSet):
         super().__init__(
             {
                 "packets": Out(TransmitStream),
-                "bus": In(RegisterBus()),
-                "registers": In(QueueRegisters()).array(count),
                 "qptc": Out(32).array(count),
                 "qbtc_l": Out(32).array(count),
                 "qbtc_h": Out(32).array(count),
                 "enable": In(1),
-                "completion": In(TlpStream),
-                "reads": Out(TlpStream).array(count + 1),  #: of descriptors, by queue; of payload
-                "write_backs": Out(TlpStream).array(count),
-                "master": In(1),
-                "resetting": In(1),
-                "reset": In(1),
-                "causes": Out(count),
-                "error": Out(1),
-                "idle": Out(1),  #: no DMA in flight, nothing waiting to be written
                 "empty": Out(1),  #: no packet in the packet buffer
-                "disabled": Out(1),
-                "quiet": Out(1),
             },
             [TxQueue(config, index) for index in range(count)],
             "transmit",
+            reads=1,
         )
         self.tags = ReadTags(config.nic)
         self.dma = TxDma(config)

@@ -197,7 +197,7 @@ class _Workload:
         cls, machine: MachineConfig, build: NativeBuild, size: int, rate: str, count: int, path: str = PATH
     ) -> "_Workload":
         """Record the run of a path with its first application once."""
-        traffic = Traffic.make(capture=None, speed=None, size=size, rate=rate, count=count, seed=1)
+        traffic = Traffic.make(size=size, rate=rate, count=count)
         job = Experiment(path, machine, traffic).job()
         engine = NativeEngine(build, record=True)
         run = engine.execute(lambda engine: timed(engine, **job))

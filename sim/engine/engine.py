@@ -158,8 +158,11 @@ class Engine(CorePort, Protocol):
     def keep_transmitted(self) -> None:
         """Keep the frames that the card sends, for :meth:`transmitted`; before the first edge."""
 
-    def transmitted(self) -> list[tuple[int, int, bytes]]:
+    def transmitted(self, since: int = 0) -> list[tuple[int, int, bytes]]:
         """Tick at which its last beat left, packet and bytes (FCS included) of each frame sent so far.
+
+        Arguments:
+            since: the first ones that are left out.
 
         Raises:
             ValueError: when they were not kept.
@@ -190,8 +193,12 @@ class Engine(CorePort, Protocol):
     def executed(self) -> dict[str, int]:
         """Edges of each domain that were executed."""
 
-    def log(self) -> np.ndarray:
-        """The events so far, of ``sim.observe.log.LOG_DTYPE``, ordered by (tick, domain, probe)."""
+    def log(self, since: int = 0) -> np.ndarray:
+        """The events so far, of ``sim.observe.log.LOG_DTYPE``, ordered by (tick, domain, probe).
+
+        Arguments:
+            since: the first ones that are left out.
+        """
 
     def log_sha256(self) -> str:
         """Digest of :meth:`log`."""

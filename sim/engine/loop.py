@@ -319,11 +319,11 @@ class LoopEngine:
         if self._transmitted is None:
             self._transmitted = []
 
-    def transmitted(self) -> list[tuple[int, int, bytes]]:
-        """Tick, packet and bytes of each frame sent so far."""
+    def transmitted(self, since: int = 0) -> list[tuple[int, int, bytes]]:
+        """Tick, packet and bytes of each frame sent so far, from the one of that number on."""
         if self._transmitted is None:
             raise ValueError("keep_transmitted was not called before the engine ran")
-        return list(self._transmitted)
+        return self._transmitted[since:]
 
     def call_at(self, tick: int, function: Callable[[], object]) -> int:
         """Have ``function()`` called at ``tick``, see :class:`sim.engine.engine.Engine`."""
@@ -381,10 +381,11 @@ class LoopEngine:
         """Edges of each domain that were executed."""
         return dict(zip(self._names, self._executed, strict=True))
 
-    def log(self) -> np.ndarray:
-        """The events so far."""
-        result = np.zeros(len(self._log), LOG_DTYPE)
-        for row, (tick, probe, fields) in zip(result, self._log, strict=True):
+    def log(self, since: int = 0) -> np.ndarray:
+        """The events so far, from the one of that number on."""
+        events = self._log[since:]
+        result = np.zeros(len(events), LOG_DTYPE)
+        for row, (tick, probe, fields) in zip(result, events, strict=True):
             row["tick"], row["probe"] = tick, probe
             row["fields"][: len(fields)] = fields
         return result

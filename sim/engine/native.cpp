@@ -586,10 +586,13 @@ public:
         keep_transmitted_ = true;
     }
 
-    nb::list transmitted() const {
+    nb::list transmitted(size_t since) const {
         if (!keep_transmitted_) refuse("keep_transmitted was not called before the engine ran");
         nb::list result;
-        for (const Sent& sent : transmitted_) result.append(nb::make_tuple(sent.tick, sent.packet, bytes_of(sent.data)));
+        for (size_t place = since; place < transmitted_.size(); ++place) {
+            const Sent& sent = transmitted_[place];
+            result.append(nb::make_tuple(sent.tick, sent.packet, bytes_of(sent.data)));
+        }
         return result;
     }
 
@@ -711,7 +714,10 @@ public:
         return result;
     }
 
-    nb::bytes log() const { return bytes_of(log_); }
+    nb::bytes log(size_t since) const {
+        since = std::min(since, log_.size());
+        return nb::bytes(reinterpret_cast<const char*>(log_.data() + since), (log_.size() - since) * sizeof(log_[0]));
+    }
 
     std::vector<uint64_t> counters() {
         std::vector<uint64_t> result;
@@ -1609,7 +1615,7 @@ NB_MODULE(nicscope_native, m) {
         .def("push_frame", &Loop::push_frame, "data"_a, "packet"_a, "start"_a)
         .def("on_transmit", &Loop::on_transmit, "callback"_a.none())
         .def("keep_transmitted", &Loop::keep_transmitted)
-        .def("transmitted", &Loop::transmitted)
+        .def("transmitted", &Loop::transmitted, "since"_a = 0)
         .def("call_at", &Loop::call_at, "tick"_a, "function"_a.none())
         .def("cancel_call", &Loop::cancel_call, "call"_a)
         .def("run", &Loop::run, "until"_a = nb::none())
@@ -1620,7 +1626,7 @@ NB_MODULE(nicscope_native, m) {
         .def("cycles", &Loop::cycles)
         .def("executed", &Loop::executed)
         .def("edge_costs", &Loop::edge_costs)
-        .def("log", &Loop::log)
+        .def("log", &Loop::log, "since"_a = 0)
         .def("counters", &Loop::counters)
         .def("issued", &Loop::issued, "core"_a)
         .def("issued_cycles", &Loop::issued_cycles, "core"_a)

@@ -86,9 +86,9 @@ class NativeEngine:
         """Keep the frames that the card sends, for :meth:`transmitted`."""
         self._loop.keep_transmitted()
 
-    def transmitted(self) -> list[tuple[int, int, bytes]]:
-        """Tick, packet and bytes of each frame sent so far."""
-        return self._loop.transmitted()
+    def transmitted(self, since: int = 0) -> list[tuple[int, int, bytes]]:
+        """Tick, packet and bytes of each frame sent so far, from the one of that number on."""
+        return self._loop.transmitted(since)
 
     def issuer(self, costs: dict[str, Charge], functions: list[str]) -> Any:
         """What ``sw.issue.Issuer`` does, in C++."""
@@ -159,9 +159,9 @@ class NativeEngine:
         """With ``profile``: per domain, steps that executed an edge of it alone, and the seconds they took."""
         return self._by_domain(self._loop.edge_costs())
 
-    def log(self) -> np.ndarray:
-        """The events so far."""
-        return np.frombuffer(self._loop.log(), LOG_DTYPE)
+    def log(self, since: int = 0) -> np.ndarray:
+        """The events so far, from the one of that number on."""
+        return np.frombuffer(self._loop.log(since), LOG_DTYPE)
 
     def log_sha256(self) -> str:
         """Digest of :meth:`log`."""

@@ -1,8 +1,9 @@
-"""A comparison as one table on the terminal (drawn by rich): a column for each way, a section for each traffic."""
+"""A comparison on the terminal (drawn by rich): a table for each traffic, a column for each way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,9 @@ from sim.observe.stages import Stage
 __all__ = ["print_comparison", "rows"]
 
 Result = Mapping[str, Any]
+
+#: Characters between two columns.
+_GAP = 2
 
 
 def rows(results: Mapping[str, Result]) -> list[tuple[str, list[str]]]:
@@ -58,22 +62,34 @@ def _dropped(reason: str) -> Callable[[Result], str]:
 
 
 def print_comparison(comparison: Mapping[str, Mapping[str, Result]], console: Console) -> None:
-    """Print it.
+    """Print it: a table for each traffic, or several where not all ways fit beside each other.
 
     Arguments:
         comparison: result.json by traffic, then by way.
     """
-    ways = list(next(iter(comparison.values())))
-    table = Table()
-    table.add_column("")
-    for way in ways:
-        table.add_column(way.replace(":", "\n"), justify="right")
     for results in comparison.values():
         first = next(iter(results.values()))
-        table.add_section()
-        table.add_row(f"[bold]{first['traffic']['description']}[/]")
-        for heading, cells in rows(results):
-            table.add_row(heading, *cells)
-    machine = next(iter(next(iter(comparison.values())).values()))["machine"]["name"]
-    console.print(f"[bold]{', '.join(ways)}[/] on [bold]{machine}[/]")
-    console.print(table)
+        console.print(f"[bold]{first['traffic']['description']}[/], on {first['machine']['name']}", highlight=False)
+        lines = rows(results)
+        headings = [way.replace(":", "\n") for way in results]
+        for some in _beside(headings, lines, console.width):
+            table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            table.add_column("", no_wrap=True)
+            for place in some:
+                table.add_column(headings[place], justify="right", no_wrap=True)
+            for heading, cells in lines:
+                table.add_row(heading, *(cells[place] for place in some))
+            console.print(table)
+
+
+def _beside(headings: Sequence[str], lines: Sequence[tuple[str, list[str]]], width: int) -> list[list[int]]:
+    """Which ways stand in one table of at most ``width`` characters: at least one, about as many in each."""
+    label = max(len(heading) for heading, _ in lines)
+    columns = [
+        max(len(text) for text in (*heading.split("\n"), *(cells[place] for _, cells in lines))) + _GAP
+        for place, heading in enumerate(headings)
+    ]
+    most = max(1, (width - label) // max(columns))
+    tables = -(-len(columns) // most)
+    each = -(-len(columns) // tables)
+    return [list(range(start, min(start + each, len(columns)))) for start in range(0, len(columns), each)]

@@ -58,7 +58,7 @@ class Run:
             path=self.path,
             application=self.application,
             machine=load_machine(self.machine),
-            traffic=Traffic.make(capture=None, speed=None, size=self.size, rate=self.rate, count=self.count, seed=seed),
+            traffic=Traffic.make(size=self.size, rate=self.rate, count=self.count, seed=seed),
             options=self.options,
             background=self.background,
             idle=self.idle,

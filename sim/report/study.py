@@ -81,4 +81,4 @@ def study(
 def _traffic(comparison: Comparison, share: float, size: int, count: int) -> Traffic:
     """Frames at a share of line rate."""
     rate = f"{comparison.machine.nic.line_gbps * share * 1e3:.0f}Mbps"
-    return Traffic.make(capture=None, speed=None, size=size, rate=rate, count=count, seed=comparison.seed)
+    return Traffic.make(size=size, rate=rate, count=count, seed=comparison.seed)

@@ -9,6 +9,7 @@ from sim.engine.engine import Engine
 
 from .frames import CLIENT_IP, CLIENT_MAC, FCS_BYTES, neighbours_in
 from .peer import Wire
+from .tcp_endpoint import Tuning
 from .tcp_peer import TcpPeer
 from .tcp_segment import TCP_FRAME_HEADER_BYTES
 
@@ -95,7 +96,8 @@ class Conversation:
     def __init__(self, engine: Engine, frames: Sequence[tuple[Fraction, bytes]], ticks_per_ns: Fraction, seed: int = 1):
         writes = [(time_ns, data[TCP_FRAME_HEADER_BYTES:-FCS_BYTES] or b"\0") for time_ns, data in frames]
         self._sent = b"".join(data for _, data in writes)
-        self.peer = TcpPeer(writes, ticks_per_ns=ticks_per_ns, seed=seed)
+        tuning = Tuning(sends_most=max(len(data) for _, data in writes))
+        self.peer = TcpPeer(writes, ticks_per_ns=ticks_per_ns, seed=seed, tuning=tuning)
         self.wire = Wire(engine, self.peer, propagation_ns=PROPAGATION_NS)
 
     def start(self) -> None:

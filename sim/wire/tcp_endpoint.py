@@ -66,6 +66,8 @@ class Tuning:
 
     Attributes:
         mss: largest segment it takes, announced in its SYN.
+        sends_most: largest segment it sends, if that is below what the other end takes; the congestion window is
+            counted in these, so that it is one of segments (as Linux counts it) where all writes are that long.
         receive_buffer: bytes it takes beyond what the application has.
         window_scale: shift of the windows it announces, if the other end agrees; None: does not offer it.
         initial_window: segments of the first flight (RFC 6928).
@@ -76,6 +78,7 @@ class Tuning:
     """
 
     mss: int = 1460
+    sends_most: int | None = None
     receive_buffer: int = 1 << 20
     window_scale: int | None = 7
     initial_window: int = 10
@@ -153,7 +156,7 @@ class TcpEndpoint:
         self.cwnd = self.ssthresh = 0
         self._dupacks = 0
         self._recover = iss
-        self._recovering = False
+        self._recovering = self._partial = False
         self._acked = 0  # in congestion avoidance, since the window last grew
         # Timer
         self.srtt = self.rttvar = 0
@@ -360,7 +363,10 @@ class TcpEndpoint:
     def _new_ack(self, ack: int) -> None:
         acked = ack - self.snd_una
         flight = self.snd_nxt - self.snd_una
-        self._acknowledged(ack)
+        # A later partial acknowledgment leaves the timer alone (RFC 6582 section 4, the Impatient variant): with many
+        # segments lost, slow start after a time-out is faster than a round trip for each of them.
+        later = self._recovering and self._partial and ack < self._recover
+        self._acknowledged(ack, restart=not later)
         mss = self.mss
         if self._recovering:
             if ack >= self._recover:
@@ -369,7 +375,8 @@ class TcpEndpoint:
                 self._set_window(min(self.ssthresh, max(self.snd_nxt - ack, mss) + mss), "recovered")
             else:
                 # A partial one: the next hole
-                self._retransmit_first()
+                self._partial = True
+                self._send_queued(self._queue[0])
                 deflated = self.cwnd - acked + (mss if acked >= mss else 0)
                 self._set_window(max(deflated, mss), "partial")
             return
@@ -391,9 +398,11 @@ class TcpEndpoint:
         elif self._dupacks == 3 and self.snd_una >= self._recover:
             flight = self.snd_nxt - self.snd_una
             self.ssthresh = max(flight // 2, 2 * self.mss)
-            self._recover, self._recovering = self.snd_nxt, True
+            self._recover, self._recovering, self._partial = self.snd_nxt, True, False
             self.fast_retransmits += 1
-            self._retransmit_first()
+            self._send_queued(self._queue[0])
+            self._cancel_retransmission()
+            self._arm()
             self._set_window(self.ssthresh + 3 * self.mss, "fast retransmit")
 
     def _start_congestion_control(self) -> None:
@@ -405,8 +414,8 @@ class TcpEndpoint:
         self.cwnd = cwnd
         self.trace.append((self.clock.now(), cwnd, self.ssthresh, event))
 
-    def _acknowledged(self, ack: int) -> None:
-        """Forget what has arrived, learn the round trip's time (RFC 6298)."""
+    def _acknowledged(self, ack: int, restart: bool = True) -> None:
+        """Forget what has arrived, learn the round trip's time (RFC 6298); ``restart`` the timer."""
         self.snd_una = ack
         done = 0
         for item in self._queue:
@@ -423,8 +432,9 @@ class TcpEndpoint:
             first.data, first.seq = first.data[ack - first.seq :], ack
         self.snd_nxt = max(self.snd_nxt, ack)
         self._backoff = 0
-        self._cancel_retransmission()
-        if self._queue and self._next:
+        if restart or not self._queue:
+            self._cancel_retransmission()
+        if self._retransmission is None and self._queue and self._next:
             self._arm()
 
     def _measured(self, rtt: int) -> None:
@@ -489,11 +499,6 @@ class TcpEndpoint:
         if self._retransmission is None:
             self._arm()
 
-    def _retransmit_first(self) -> None:
-        self._send_queued(self._queue[0])
-        self._cancel_retransmission()
-        self._arm()
-
     def _arm(self) -> None:
         wait = min(self.rto << self._backoff, self.tuning.rto_max_ns)
         self._retransmission = self.clock.after(wait, self._timed_out)
@@ -555,7 +560,7 @@ class TcpEndpoint:
 
     def _take_syn(self, segment: Segment) -> None:
         self.rcv_nxt = segment.seq + 1
-        self.mss = min(self.tuning.mss, segment.mss or 536)
+        self.mss = min(self.tuning.mss, segment.mss or 536, self.tuning.sends_most or 65_535)
         self.snd_wnd, self._snd_wl1, self._snd_wl2 = segment.window, segment.seq, self.snd_una
         self._scaling = segment.window_scale is not None and self.tuning.window_scale is not None
         if self._scaling:

@@ -35,12 +35,12 @@ class Traffic:
     def make(
         cls,
         *,
-        capture: Path | None,
-        speed: float | None,
-        size: int | None,
-        rate: str | None,
-        count: int | None,
-        seed: int,
+        capture: Path | None = None,
+        speed: float | None = None,
+        size: int | None = None,
+        rate: str | None = None,
+        count: int | None = None,
+        seed: int = 1,
     ) -> "Traffic":
         """Build what the options ask for: a capture (its own timing scaled, or at a rate), else generated frames.
 

@@ -31,9 +31,9 @@ from sw.linux.xdp.xsk import AfXdp
 
 __all__ = ["Echo", "RxDrop", "XdpsockPlan", "XdpsockProgram"]
 
-#: Turns of the loop over an empty ring, in cycles, before the program lets others run; while packets are being sent,
-#: before it looks whether they have been.
-_PATIENCE, _SENDING_PATIENCE = 10_000, 500
+#: Turns of the loop over an empty ring, in cycles, before the program lets others run: twice as many each time that
+#: nothing has come, up to the time of a timer tick. And before it looks whether what it sends has been sent.
+_PATIENCE, _MOST_PATIENCE, _SENDING_PATIENCE = 10_000, 10_000 << 10, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class XdpsockProgram(abc.ABC):
         self.plan = plan
         self.batch = batch
         self.sleeps = sleeps
+        self._waited, self._patience = 0, _PATIENCE  # turns over an empty ring so far, and before others may run
         self.socket: XskSocket | None = None
         self.xsks = -1  #: file descriptor of the XSKMAP
 
@@ -94,9 +95,9 @@ class XdpsockProgram(abc.ABC):
         return False
 
     @property
-    def patience(self) -> int:
-        """Turns over an empty ring, in cycles, before looking at all else."""
-        return _PATIENCE
+    def turns(self) -> int:
+        """Most turns over an empty ring, in cycles, before looking at all else."""
+        return _MOST_PATIENCE
 
     async def main(self, cpu: Cpu) -> None:
         """The program."""
@@ -115,7 +116,13 @@ class XdpsockProgram(abc.ABC):
             return
         if await xsk_ring_prod_needs_wakeup(cpu, socket.fill):
             await xsk_recvfrom(cpu, socket.xs)
-        if not await xsk_ring_wait(cpu, socket.rx, self.patience):
+        turns = min(self.turns, self._patience - self._waited)
+        if await xsk_ring_wait(cpu, socket.rx, turns):
+            self._waited, self._patience = 0, _PATIENCE
+            return
+        self._waited += turns
+        if self._waited == self._patience:
+            self._waited, self._patience = 0, min(2 * self._patience, _MOST_PATIENCE)
             await sched_yield(cpu)
 
     @abc.abstractmethod
@@ -193,9 +200,9 @@ class Echo(XdpsockProgram):
         return self.outstanding > self.plan.umem.chunks // 4
 
     @property
-    def patience(self) -> int:
-        """Short while packets are being sent: the completion ring is to be looked at."""
-        return _SENDING_PATIENCE if self.outstanding else _PATIENCE
+    def turns(self) -> int:
+        """Few while packets are being sent: the completion ring is to be looked at."""
+        return _SENDING_PATIENCE if self.outstanding else _MOST_PATIENCE
 
     async def turn(self, cpu: Cpu, socket: XskSocket) -> int:
         """Take back what has been sent, then send a batch back."""

@@ -1,15 +1,15 @@
 """Sending: descriptors for frames, and their buffers given back once the card is done with them."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from hw.nic.descriptors import DESCRIPTOR_BYTES, TX_WRITE_BACK
 from hw.nic.registers import REG
 from sw.core import LINE, function
 from sw.ixgbe.hw import IxgbeHw, tx_data
+from sw.ixgbe.ring import DescriptorRing
 from sw.linux.atomic import smp_mb
 from sw.linux.cpu import Cpu
-from sw.linux.mm import MemBlock, put_page
+from sw.linux.mm import put_page
 from sw.linux.net.sch_generic import NetdevQueue, init_netdev_queue, netif_stop_subqueue, netif_wake_subqueue
 from sw.linux.skb import SK_BUFF, napi_consume_skb
 from sw.structs import Struct
@@ -40,34 +40,15 @@ _DD = TX_WRITE_BACK.fields["dd"]
 
 
 @dataclass(slots=True, eq=False)
-class IxgbeTxRing:
-    """A transmit ring in memory.
+class IxgbeTxRing(DescriptorRing):
+    """A transmit ring."""
 
-    Arguments:
-        count: descriptors, a multiple of 8 (TDLEN is a multiple of 128 bytes).
-        queue: number of the card's queue.
+    direction = "transmit"
+    buffer_struct = IXGBE_TX_BUFFER
+    state_struct = TX_RING
 
-    Raises:
-        ValueError: if the card could not use so many descriptors.
-    """
-
-    memblock: MemBlock
-    count: int
-    queue: int = 0
-    descriptors: int = field(init=False)  #: address of the descriptors
-    buffers: int = field(init=False)  #: address of the array of :data:`IXGBE_TX_BUFFER`
-    state: int = field(init=False)  #: address of the :data:`TX_RING`
     frames: int = field(default=0, init=False)  #: given to the card since the start, for observers
     netdev_queue: NetdevQueue | None = field(default=None, init=False)  #: the kernel's, if it sends by this ring
-    xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks it sends, if any
-
-    def __post_init__(self):
-        least, most = 32, 4096
-        if not least <= self.count <= most or self.count % 8:
-            raise ValueError(f"a transmit ring has {least} to {most} descriptors, a multiple of 8, not {self.count}")
-        self.descriptors = self.memblock.allocate(self.count * DESCRIPTOR_BYTES, 128)
-        self.buffers = self.memblock.allocate(self.count * IXGBE_TX_BUFFER.size)
-        self.state = self.memblock.allocate(TX_RING.size)
 
 
 @function()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from hw.config import ConfigError, load_machine
-from sim.cli import cli, compared_traffics
+from sim.cli import cli
 from sim.compare import Comparison, Way, by_path, compare, parse_ways
 from sim.observe.stages import Stage, stage_of
 from sim.report.comparison import print_comparison, rows
@@ -19,6 +19,7 @@ from sim.report.page import write_report
 from sim.report.published import Beside, figures
 from sim.report.study import SHARES, Study
 from sim.result import SCHEMA
+from sim.wire.traffic import Traffic
 from sw.paths import PATHS
 
 
@@ -60,7 +61,7 @@ def comparison(tmp_path_factory):
     return Comparison(
         machine=load_machine("tiny"),
         ways=parse_ways("napi:rawdrop,dpdk", None),
-        traffics={"burst": compared_traffics(None, None, 64, "1Mpps", 20, 1)["traffic"]},
+        traffics={"burst": Traffic.make(size=64, rate="1Mpps", count=20)},
         out=tmp_path_factory.mktemp("compare"),
     )
 
@@ -111,6 +112,18 @@ def test_one_table_shows_it(results):
         assert heading.strip() in text
         for cell in cells:
             assert cell in text
+
+
+def test_as_many_ways_stand_beside_each_other_as_fit(results):
+    burst = results["burst"]
+    six = {"burst": {f"way{n}:{way}": result for n in range(3) for way, result in burst.items()}}
+    for width, tables in ((200, 1), (70, 2), (40, 6)):
+        out = io.StringIO()
+        print_comparison(six, Console(file=out, width=width))
+        heads = [line for line in out.getvalue().splitlines() if "way" in line]
+        assert len(heads) == tables
+        assert sum(line.count("way") for line in heads) == 6
+        assert all(len(line) <= width for line in out.getvalue().splitlines())
 
 
 class _References(html.parser.HTMLParser):

@@ -423,7 +423,7 @@ def test_unknown_modes_are_refused(option, told):
 
 @functools.cache
 def capture() -> list[bytes]:
-    traffic = Traffic.make(capture=BUNDLED_CAPTURE, speed=None, size=None, rate=None, count=None, seed=1)
+    traffic = Traffic.make(capture=BUNDLED_CAPTURE)
     return [frame.data.ljust(60, b"\0") for frame in traffic.frames]
 
 

@@ -22,7 +22,7 @@ WAYS = {
 
 @functools.cache
 def frames() -> list[bytes]:
-    traffic = Traffic.make(capture=BUNDLED_CAPTURE, speed=None, size=None, rate=None, count=None, seed=1)
+    traffic = Traffic.make(capture=BUNDLED_CAPTURE)
     return [pad(frame.data) for frame in traffic.frames]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from sim.wire.frames import CLIENT_IP, CLIENT_MAC
 from sim.wire.impairment import Impairment
-from sim.wire.tcp_endpoint import State
+from sim.wire.tcp_endpoint import State, Tuning
 from sim.wire.tcp_peer import TcpPeer
 from sw.apps.stream import StreamSink
 from sw.costs import load_costs
@@ -283,3 +283,12 @@ def test_acks_are_delayed():
     )
     acks = sum(len(frame) == 60 for frame in bench.machine.nic.transmitted)
     assert 100 // 2 <= acks <= 100 // 2 + 20
+
+
+def test_small_segments_are_acknowledged_when_they_are_read():
+    """No delayed ACK holds up a sender whose segments are smaller than full ones (``tcp_measure_rcv_mss``)."""
+    data = stream(6 * 60)
+    bench = Bench(cut(data, 6), closes=False, peer={"tuning": Tuning(sends_most=6, initial_window=1)})
+    began = bench.machine.tick
+    bench.run(lambda: bench.peer._written == len(bench.peer.writes) and bench.peer.endpoint.all_acknowledged)
+    assert bench.machine.tick - began < 30 * MS

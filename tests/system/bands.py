@@ -46,7 +46,7 @@ class Case:
 
     def experiment(self, out: Path) -> Experiment:
         path, _, application = self.way.partition(":")
-        traffic = Traffic.make(capture=None, speed=None, size=self.size, rate=self.rate, count=self.count, seed=1)
+        traffic = Traffic.make(size=self.size, rate=self.rate, count=self.count)
         machine = load_machine(self.machine, self.settings)
         return Experiment(path, machine, traffic, application, options=dict(self.options), out=out)
 

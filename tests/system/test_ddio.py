@@ -69,7 +69,7 @@ LINES = -(-(SIZE - 4) // LINE_BYTES)
 @functools.cache
 def kernel_run(ddio: bool) -> dict:
     """The kernel's path from wire to application, a packet at a time."""
-    traffic = Traffic.make(capture=None, speed=None, size=SIZE, rate="10kpps", count=FRAMES, seed=1)
+    traffic = Traffic.make(size=SIZE, rate="10kpps", count=FRAMES)
     with tempfile.TemporaryDirectory() as directory:
         return Experiment("napi", machine(ddio), traffic, out=Path(directory)).run()
 

@@ -19,7 +19,7 @@ SOCKET_HOLDS = 93
 def result(way: str, rate: str = "500kpps", count: int = 60, background: bool = False, idle: str = "poll", **options):
     """64-byte frames through one way on the teaching machine."""
     path, _, application = way.partition(":")
-    traffic = Traffic.make(capture=None, speed=None, size=64, rate=rate, count=count, seed=1)
+    traffic = Traffic.make(size=64, rate=rate, count=count)
     with tempfile.TemporaryDirectory() as directory:
         return Experiment(
             path, load_machine("teaching"), traffic, application or None,
@@ -53,7 +53,7 @@ def test_skipping_edges_changes_nothing(way, options, tmp_path):
     path, _, application = way.partition(":")
     given = dict(options)
     switches = {name: given.pop(name, default) for name, default in {"background": False, "idle": "poll"}.items()}
-    traffic = Traffic.make(capture=None, speed=None, size=64, rate="200kpps", count=4, seed=1)
+    traffic = Traffic.make(size=64, rate="200kpps", count=4)
     machine = load_machine("tiny")
     digests = set()
     for jump in (Jump.OFF, Jump.ALL):

@@ -7,11 +7,14 @@ from sw.linux.net.tcp_ack import tcp_fast_path_check
 from sw.linux.net.tcp_minisocks import tcp_time_wait
 from sw.linux.net.tcp_output import (
     TCP_ATO_MIN,
+    TCP_MIN_MSS,
+    TCP_MSS_DEFAULT,
     __tcp_select_window,
     tcp_send_ack,
     tcp_send_delayed_ack,
 )
 from sw.linux.net.tcp_sock import (
+    TCP_HEADER_BYTES,
     TCP_SKB_CB,
     TCP_SOCK,
     AckPending,
@@ -42,6 +45,8 @@ __all__ = [
 
 #: ACKs that a connection sends at once at its start and after something unusual.
 TCP_MAX_QUICKACKS = 16
+#: A segment with one of these may be short without being the sender's choice (``TCP_REMNANT``; URG is not modelled).
+TCP_REMNANT = TcpFlag.FIN | TcpFlag.SYN | TcpFlag.PSH
 #: Segments shorter than this do not make the window grow.
 _LEAST_GROWING = 128
 
@@ -94,7 +99,7 @@ async def tcp_data_queue(cpu: Cpu, sk: int, segment: TcpSegment) -> None:
     payload = segment.payload
     await tcp_queue_rcv(cpu, sk, segment)
     if payload:
-        await tcp_event_data_recv(cpu, sk, payload)
+        await tcp_event_data_recv(cpu, sk, segment)
     if segment.flags & TcpFlag.FIN:
         await tcp_fin(cpu, sk)
     if ofo:
@@ -287,14 +292,11 @@ async def tcp_fin(cpu: Cpu, sk: int) -> None:
 
 
 @function()
-async def tcp_event_data_recv(cpu: Cpu, sk: int, length: int) -> None:
+async def tcp_event_data_recv(cpu: Cpu, sk: int, segment: TcpSegment) -> None:
     """Learn from a segment with data: its size, how fast they come, how far the window may open."""
-    mss, advmss, ato, lrcvtime, mstamp = await cpu.get_all(
-        sk, TCP_SOCK.rcv_mss, TCP_SOCK.advmss, TCP_SOCK.ack_ato, TCP_SOCK.lrcvtime, TCP_SOCK.mstamp
-    )
     await inet_csk_schedule_ack(cpu, sk)
-    if length >= mss:
-        cpu.put(sk, TCP_SOCK.rcv_mss, min(length, advmss))
+    await tcp_measure_rcv_mss(cpu, sk, segment)
+    ato, lrcvtime, mstamp = await cpu.get_all(sk, TCP_SOCK.ack_ato, TCP_SOCK.lrcvtime, TCP_SOCK.mstamp)
     now = us_to_jiffies(mstamp)
     if not ato:
         await tcp_incr_quickack(cpu, sk)
@@ -306,8 +308,32 @@ async def tcp_event_data_recv(cpu: Cpu, sk: int, length: int) -> None:
         elif waited < ato:
             cpu.put(sk, TCP_SOCK.ack_ato, (ato >> 1) + waited)
     cpu.put(sk, TCP_SOCK.lrcvtime, now)
-    if length >= _LEAST_GROWING:
-        await tcp_grow_window(cpu, sk, length)
+    if segment.payload >= _LEAST_GROWING:
+        await tcp_grow_window(cpu, sk, segment.payload)
+
+
+async def tcp_measure_rcv_mss(cpu: Cpu, sk: int, segment: TcpSegment) -> None:
+    """Learn how long the other end's full segments are; a smaller one may be the end of what it has to say.
+
+    After such a one the reader acknowledges what it has read, so that Nagle's algorithm (RFC 9293 section 3.7.4) at the
+    other end does not wait for the delayed ACK.
+    """
+    length = segment.payload
+    mss, advmss, last = await cpu.get_all(sk, TCP_SOCK.rcv_mss, TCP_SOCK.advmss, TCP_SOCK.last_seg_size)
+    cpu.put(sk, TCP_SOCK.last_seg_size, 0)
+    if length >= mss:
+        cpu.put(sk, TCP_SOCK.rcv_mss, min(length, advmss))
+        return
+    full = segment.length >= TCP_MIN_MSS + TCP_HEADER_BYTES and not segment.flags & TCP_REMNANT
+    if full or segment.length >= TCP_MSS_DEFAULT + TCP_HEADER_BYTES:
+        length = segment.length - TCP_HEADER_BYTES
+        cpu.put(sk, TCP_SOCK.last_seg_size, length)
+        if length == last:
+            cpu.put(sk, TCP_SOCK.rcv_mss, length)
+            return
+    pending = await cpu.get(sk, TCP_SOCK.ack_pending)
+    again = AckPending.PUSHED2 if pending & AckPending.PUSHED else 0
+    cpu.put(sk, TCP_SOCK.ack_pending, pending | AckPending.PUSHED | again)
 
 
 async def tcp_grow_window(cpu: Cpu, sk: int, length: int) -> None:

@@ -55,9 +55,8 @@ async def tcp_rcv_established(cpu: Cpu, sk: int, segment: TcpSegment) -> None:
         return
     rcvbuf, allocated = await cpu.get_all(sk, SOCK.rcvbuf, SOCK.rmem_alloc)
     if predicted and allocated <= rcvbuf:
-        payload = segment.payload
         await tcp_queue_rcv(cpu, sk, segment)
-        await tcp_event_data_recv(cpu, sk, payload)
+        await tcp_event_data_recv(cpu, sk, segment)
         if segment.ack_seq != una:
             await tcp_ack(cpu, sk, segment, slow=False)
             await tcp_push_pending_frames(cpu, sk)

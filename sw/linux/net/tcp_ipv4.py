@@ -9,7 +9,7 @@ from sw.linux.net.route import ip_route_output_flow
 from sw.linux.net.tcp_checksum import tcp_checksum_complete
 from sw.linux.net.tcp_input import tcp_rcv_established, tcp_rcv_state_process
 from sw.linux.net.tcp_minisocks import sock_put, tcp_done, tcp_init_sock
-from sw.linux.net.tcp_output import TCP_MSS_DEFAULT, tcp_send_ack, tcp_send_segment, tcp_send_synack
+from sw.linux.net.tcp_output import TCP_MIN_MSS, TCP_MSS_DEFAULT, tcp_send_ack, tcp_send_segment, tcp_send_synack
 from sw.linux.net.tcp_sock import (
     TCP_HEADER_BYTES,
     TCP_SOCK,
@@ -35,7 +35,6 @@ _CHECKSUM_BREAK = 76
 
 #: MTU of 1500 less the headers.
 TCP_MSS = 1460
-TCP_MIN_MSS = 88
 _MOST_UNSCALED = 65_535
 _MOST_SCALE = 14
 #: ``net.ipv4.tcp_rmem``, its last value: what the window scale is chosen for.

@@ -40,6 +40,7 @@ from sw.linux.timer import HZ, jiffies, us_to_jiffies
 
 __all__ = [
     "TCP_ATO_MIN",
+    "TCP_MIN_MSS",
     "TCP_MSS_DEFAULT",
     "__tcp_select_window",
     "tcp_check_probe_timer",
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 TCP_MSS_DEFAULT = 536
+TCP_MIN_MSS = 88
 #: Bounds of the delayed ACK's wait (``TCP_ATO_MIN``, ``TCP_DELACK_MAX``), jiffies.
 TCP_ATO_MIN = HZ // 25
 TCP_DELACK_MAX = HZ // 5

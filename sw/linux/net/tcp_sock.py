@@ -79,7 +79,7 @@ TCP_SOCK = Struct(
     advmss=2,
     snd_wscale=1,
     rcv_wscale=1,
-    pad_rx=2,
+    last_seg_size=2,  #: of the last segment that was shorter than rcv_mss but no small one
     ofo_pending=4,  #: the out-of-order queue holds something
     irs=4,
     # Sending

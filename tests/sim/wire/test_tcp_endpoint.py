@@ -159,6 +159,32 @@ def test_a_lost_tail_comes_back_by_timeout():
     assert next(cwnd for _, cwnd, _, event in end.trace if event == "timeout") == end.mss
 
 
+def test_many_lost_segments_come_back_by_slow_start():
+    """RFC 6582, the Impatient variant: only the first partial acknowledgment starts the timer anew."""
+    delay = 10 * MS
+    lose = frozenset(range(34, 72, 2))  # in the third flight of slow start
+    pair = Pair(Impairment(delay_ns=delay, lose=lose), Impairment(delay_ns=delay), delayed_ack_ns=0)
+    pair.run(State.ESTABLISHED, State.ESTABLISHED)
+    data = stream(100 * 1460)
+    pair.ends[0].write(data)
+    pair.schedule.run(lambda: len(pair.received[1]) == len(data))
+    assert pair.received[1] == data
+    assert (pair.ends[0].fast_retransmits, pair.ends[0].timeouts) == (1, 1)
+    partial = [time for time, _, _, event in pair.ends[0].trace if event == "partial"]
+    (timeout,) = [time for time, _, _, event in pair.ends[0].trace if event == "timeout"]
+    assert len(partial) > 5 and timeout == partial[0] + pair.ends[0].tuning.rto_min_ns
+
+
+def test_the_window_is_counted_in_the_segments_that_are_sent():
+    """With small segments as few of them in the first flight as with large ones."""
+    pair = Pair(Impairment(delay_ns=MS), Impairment(delay_ns=MS), sends_most=6)
+    pair.run(State.ESTABLISHED, State.ESTABLISHED)
+    begin = len(pair.segments)
+    pair.ends[0].write(stream(600))
+    flight = [segment for _, sender, segment in pair.segments[begin:] if sender == 0]
+    assert [len(segment.payload) for segment in flight] == [6] * 10
+
+
 def test_timeouts_back_off_and_give_up():
     pair = Pair(Impairment(loss=1.0), Impairment(), retries=4)
     pair.run(State.CLOSED, State.LISTEN)
