@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sw.apps.reply import exchange_addresses
 from sw.core import LINE, function
 from sw.dpdk.ethdev import EthDev, free, rte_eth_dev_start, rte_eth_rx_burst, rte_eth_tx_burst
-from sw.dpdk.ixgbe_rx import rx_burst_wait
+from sw.dpdk.ixgbe_rx import RTE_IXGBE_DESCS_PER_LOOP, rx_burst_wait
 from sw.dpdk.mbuf import RTE_MBUF
 from sw.linux.cpu import Cpu
 
@@ -24,7 +24,7 @@ class PollModeProgram(abc.ABC):
 
     Arguments:
         dev: its port.
-        burst: packets asked for at once, a multiple of 4.
+        burst: packets asked for at once; a multiple of 4 if the port receives with vector instructions.
 
     Notes: ``ready`` once; ``poll`` (work) for each burst; for each packet one of ``delivered`` (when the burst is
     handed to the program), ``sent`` and ``dropped``.
@@ -36,8 +36,11 @@ class PollModeProgram(abc.ABC):
     name: str
 
     def __init__(self, dev: EthDev, burst: int = MAX_PKT_BURST):
-        if not 4 <= burst <= MAX_PKT_BURST or burst % 4:
-            raise ValueError(f"the poll-mode driver takes bursts of 4 to {MAX_PKT_BURST}, a multiple of 4, not {burst}")
+        if not 1 <= burst <= MAX_PKT_BURST:
+            raise ValueError(f"the poll-mode driver takes bursts of 1 to {MAX_PKT_BURST}, not {burst}")
+        if dev.rx.vector and burst % RTE_IXGBE_DESCS_PER_LOOP:
+            step = RTE_IXGBE_DESCS_PER_LOOP
+            raise ValueError(f"the vector driver takes bursts of a multiple of {step}, not {burst}")
         self.dev = dev
         self.burst = burst
 

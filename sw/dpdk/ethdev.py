@@ -9,6 +9,7 @@ from sw.dpdk.ixgbe_rx import (
     ixgbe_dev_rx_queue_start,
     ixgbe_recv_pkts_vec,
 )
+from sw.dpdk.ixgbe_rx_bulk import ixgbe_recv_pkts_bulk_alloc
 from sw.dpdk.ixgbe_tx import IxgbeTxQueue, ixgbe_xmit_pkts_vec
 from sw.dpdk.mbuf import iova, mbuf_pool_bytes, rte_pktmbuf_free_bulk, rte_pktmbuf_pool_create
 from sw.dpdk.mempool import Mempool
@@ -35,16 +36,19 @@ class EthDev:
         allocate: hands out memory in huge pages.
         mac: station address.
         ring: descriptors of each queue, a power of two.
+        vector: receive with vector instructions, as DPDK does unless told ``--force-max-simd-bitwidth=64``.
 
     Raises:
         ValueError: for a ring that the driver does not take.
     """
 
-    def __init__(self, allocate: Callable[[int], int], mac: bytes, ring: int, promiscuous: bool = False):
+    def __init__(
+        self, allocate: Callable[[int], int], mac: bytes, ring: int, promiscuous: bool = False, vector: bool = True
+    ):
         self.hw = IxgbeHw()
         self.mac = mac
         self.promiscuous = promiscuous
-        self.rx = IxgbeRxQueue(allocate(IxgbeRxQueue.bytes_needed(ring)), ring)
+        self.rx = IxgbeRxQueue(allocate(IxgbeRxQueue.bytes_needed(ring, vector)), ring, vector=vector)
         self.tx = IxgbeTxQueue(allocate(IxgbeTxQueue.bytes_needed(ring)), ring)
         # What both rings hold, what may be in the program's hands, and what the cache may keep back.
         self._cache = min(_CACHE, ring // 2)
@@ -76,7 +80,8 @@ async def rte_eth_dev_start(cpu: Cpu, dev: EthDev) -> None:
 
 async def rte_eth_rx_burst(cpu: Cpu, dev: EthDev, most: int) -> Sequence[int]:
     """Take up to ``most`` packets; returns their mbufs."""
-    mbufs = await ixgbe_recv_pkts_vec(cpu, dev.hw, dev.rx, most)
+    receive = ixgbe_recv_pkts_vec if dev.rx.vector else ixgbe_recv_pkts_bulk_alloc
+    mbufs = await receive(cpu, dev.hw, dev.rx, most)
     cpu.note("poll", work=len(mbufs))
     return mbufs
 

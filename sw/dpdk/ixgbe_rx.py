@@ -19,8 +19,13 @@ __all__ = [
     "IXGBE_MIN_RING_DESC",
     "RTE_IXGBE_DESCS_PER_LOOP",
     "RTE_IXGBE_RXQ_REARM_THRESH",
+    "RTE_PMD_IXGBE_RX_MAX_BURST",
+    "RX_QUEUE",
     "IxgbeRxQueue",
+    "arm",
     "check_ring",
+    "descriptor_done",
+    "fill_mbuf",
     "ixgbe_dev_rx_queue_start",
     "ixgbe_recv_pkts_vec",
     "rx_burst_wait",
@@ -28,7 +33,9 @@ __all__ = [
 
 #: Descriptors handled by one turn of the receive loop.
 RTE_IXGBE_DESCS_PER_LOOP = 4
-#: Buffers given back at once.
+#: Most packets that the receive function without vectors stages.
+RTE_PMD_IXGBE_RX_MAX_BURST = 32
+#: Buffers given back at once (``rx_free_thresh`` has the same default).
 RTE_IXGBE_RXQ_REARM_THRESH = 32
 #: Least and most descriptors of a ring, a power of two.
 IXGBE_MIN_RING_DESC, IXGBE_MAX_RING_DESC = 64, 4096
@@ -37,7 +44,18 @@ IXGBE_MIN_RING_DESC, IXGBE_MAX_RING_DESC = 64, 4096
 _BUFFER_BYTES = 2048
 
 #: ``struct ixgbe_rx_queue``, the members in use: the state of the ring, and what every mbuf is initialised with.
-RX_QUEUE = Struct(2 * LINE, rx_tail=2, rxrearm_nb=2, rxrearm_start=2, nb_rx_desc=2, pad=56, mbuf_initializer=8)
+RX_QUEUE = Struct(
+    2 * LINE,
+    rx_tail=2,
+    rxrearm_nb=2,
+    rxrearm_start=2,
+    nb_rx_desc=2,
+    rx_nb_avail=2,
+    rx_next_avail=2,
+    rx_free_trigger=2,
+    pad=50,
+    mbuf_initializer=8,
+)
 
 _UPPER = DESCRIPTOR_BYTES // 2
 
@@ -71,29 +89,41 @@ class IxgbeRxQueue:
     Arguments:
         memory: address of :meth:`bytes_needed` bytes for it, on a 128-byte border, mapped for the program.
         count: descriptors.
+        vector: received from with vector instructions.
+
+    Attributes:
         pool: where its buffers come from; set before the queue is started.
 
     Raises:
         ValueError: for a ring that the driver does not take.
     """
 
-    def __init__(self, memory: int, count: int, queue: int = 0):
+    def __init__(self, memory: int, count: int, queue: int = 0, vector: bool = True):
         check_ring(count)
         self.count = count
         self.queue = queue
+        self.vector = vector
         self.ring = memory
+        entries = count + _beyond(vector)
         # Address of the mbuf behind each descriptor, 8 bytes each. Behind the last descriptor lie some that are never
         # done, so that the loop may look past the end.
-        self.sw_ring = memory + (count + RTE_IXGBE_DESCS_PER_LOOP) * DESCRIPTOR_BYTES
-        self.state = self.sw_ring + 8 * (count + RTE_IXGBE_DESCS_PER_LOOP)
+        self.sw_ring = memory + entries * DESCRIPTOR_BYTES
+        self.state = self.sw_ring + 8 * entries
+        self.stage = self.state + RX_QUEUE.size  #: addresses of mbufs that were taken and not yet handed out
         self.pool: Mempool | None = None
         self.completed = 0  #: descriptors taken since the start, for observers
         self.packet_of: dict[int, tuple[int, int]] = {}  #: which received packet is in each mbuf in use, likewise
 
     @staticmethod
-    def bytes_needed(count: int) -> int:
+    def bytes_needed(count: int, vector: bool = True) -> int:
         """Memory for a queue of ``count`` descriptors."""
-        return (count + RTE_IXGBE_DESCS_PER_LOOP) * (DESCRIPTOR_BYTES + 8) + RX_QUEUE.size
+        stage = 0 if vector else 8 * RTE_PMD_IXGBE_RX_MAX_BURST
+        return (count + _beyond(vector)) * (DESCRIPTOR_BYTES + 8) + RX_QUEUE.size + stage
+
+
+def _beyond(vector: bool) -> int:
+    """Descriptors behind the last one that a receive function may look at."""
+    return RTE_IXGBE_DESCS_PER_LOOP if vector else RTE_PMD_IXGBE_RX_MAX_BURST
 
 
 @function()
@@ -104,9 +134,10 @@ async def ixgbe_dev_rx_queue_start(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue) -
         MemoryError: if the pool has too few mbufs.
     """
     await ixgbe_rx_queue_start(cpu, hw, queue.queue, iova(queue.ring), queue.count, _BUFFER_BYTES)
-    cpu.store(queue.state, RX_QUEUE.pack(nb_rx_desc=queue.count), RX_QUEUE.size)
+    state = RX_QUEUE.pack(nb_rx_desc=queue.count, rx_free_trigger=RTE_IXGBE_RXQ_REARM_THRESH - 1)
+    cpu.store(queue.state, state, RX_QUEUE.size)
     for start in range(0, queue.count, RTE_IXGBE_RXQ_REARM_THRESH):
-        if not await _arm(cpu, queue, start):
+        if not await arm(cpu, queue, start):
             raise MemoryError(f"the mempool has too few mbufs for {queue.count} descriptors")
     hw.write(cpu, REG.RDT, queue.count - 1, queue.queue)
 
@@ -135,7 +166,7 @@ async def ixgbe_recv_pkts_vec(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue, most: 
             pointers = await cpu.load(queue.sw_ring + 8 * (tail + first), 8 * RTE_IXGBE_DESCS_PER_LOOP)
             taken = [int.from_bytes(pointers[8 * n : 8 * n + 8], "little") for n in range(done)]
             for n, mbuf in enumerate(taken):
-                _fill_mbuf(cpu, mbuf, line[n * DESCRIPTOR_BYTES : (n + 1) * DESCRIPTOR_BYTES])
+                fill_mbuf(cpu, mbuf, line[n * DESCRIPTOR_BYTES : (n + 1) * DESCRIPTOR_BYTES])
                 queue.packet_of[mbuf] = (queue.queue, queue.completed)
                 queue.completed += 1
             mbufs += taken
@@ -149,12 +180,17 @@ async def ixgbe_recv_pkts_vec(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue, most: 
 def _leading_done(line: bytes) -> int:
     """How many descriptors from the first on are done."""
     for n in range(RTE_IXGBE_DESCS_PER_LOOP):
-        if not line[n * DESCRIPTOR_BYTES + _UPPER] & _DD:
+        if not descriptor_done(line[n * DESCRIPTOR_BYTES :]):
             return n
     return RTE_IXGBE_DESCS_PER_LOOP
 
 
-def _fill_mbuf(cpu: Cpu, mbuf: int, descriptor: bytes) -> None:
+def descriptor_done(descriptor: bytes) -> bool:
+    """Whether the card has written it back."""
+    return bool(descriptor[_UPPER] & _DD)
+
+
+def fill_mbuf(cpu: Cpu, mbuf: int, descriptor: bytes) -> None:
     """Write what the descriptor says, in two stores of 16 bytes."""
     length = int.from_bytes(descriptor[_UPPER:], "little") >> _LENGTH_SHIFT & _LENGTH_MASK
     rss = int.from_bytes(descriptor, "little") >> _HASH_SHIFT & 0xFFFF_FFFF
@@ -170,7 +206,7 @@ def _fill_mbuf(cpu: Cpu, mbuf: int, descriptor: bytes) -> None:
 async def ixgbe_rxq_rearm(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue) -> int:
     """Give 32 descriptors new buffers and write the tail; returns how many, 0 when the pool is empty."""
     start = await cpu.get(queue.state, RX_QUEUE.rxrearm_start)
-    if not await _arm(cpu, queue, start):
+    if not await arm(cpu, queue, start):
         return 0
     end = (start + RTE_IXGBE_RXQ_REARM_THRESH) % queue.count
     cpu.put(queue.state, RX_QUEUE.rxrearm_start, end)
@@ -178,7 +214,7 @@ async def ixgbe_rxq_rearm(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue) -> int:
     return RTE_IXGBE_RXQ_REARM_THRESH
 
 
-async def _arm(cpu: Cpu, queue: IxgbeRxQueue, start: int) -> bool:
+async def arm(cpu: Cpu, queue: IxgbeRxQueue, start: int) -> bool:
     """New buffers for the descriptors from ``start`` on; whether the pool had them."""
     assert queue.pool is not None
     mbufs = await rte_mempool_get_bulk(cpu, queue.pool, queue.sw_ring + 8 * start, RTE_IXGBE_RXQ_REARM_THRESH)

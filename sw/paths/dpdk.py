@@ -2,7 +2,7 @@
 
 from sw.apps.poll_mode import Echo, L2Forward, RxOnly
 from sw.dpdk.ethdev import EthDev
-from sw.dpdk.ixgbe_rx import IXGBE_MIN_RING_DESC, check_ring
+from sw.dpdk.ixgbe_rx import IXGBE_MIN_RING_DESC, RTE_IXGBE_DESCS_PER_LOOP, check_ring
 from sw.linux.cpu import Cpu
 from sw.linux.kernel import Kernel
 from sw.linux.sched import PRIORITY_NORMAL
@@ -29,7 +29,9 @@ class DpdkPath(Path):
 
     def __init__(self, kernel: Kernel, options: Options):
         super().__init__(kernel, options)
-        self.dev = EthDev(kernel.allocate_huge, options.mac, options.ring_size, options.promiscuous)
+        # The vector receive function rounds a burst down to a multiple of what it handles at once: none of less.
+        vector = options.batch % RTE_IXGBE_DESCS_PER_LOOP == 0
+        self.dev = EthDev(kernel.allocate_huge, options.mac, options.ring_size, options.promiscuous, vector)
         program = _PROGRAMS[self.application(options.application)](self.dev, options.batch)
         self.tasks = [kernel.new_task(program.name, self.app_cpu, PRIORITY_NORMAL, program.main)]
         self.starting = 1
