@@ -81,11 +81,7 @@ class Software:
                     "ports": PORTS,
                     "tsc_khz": machine.clocks.khz("core"),
                     "compute": (0,) if self.background else (),
-                    "cpuidle": Cpuidle(
-                        idle=self.idle,
-                        exit_ns=machine.core.sleep_exit_ns,
-                        ticks_per_ns=machine.ticks_per_second / 1e9,
-                    ),
+                    "cpuidle": Cpuidle(idle=self.idle, exit_ns=machine.core.sleep_exit_ns),
                     "application": self.application,
                     **path.defaults,
                     **small,

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from sw.core import function
 from sw.linux.atomic import fetch_and, fetch_or, try_cmpxchg
+from sw.linux.clock import local_clock
 from sw.linux.cpu import Cpu, local_irq_restore, local_irq_save
 from sw.linux.list import list_empty
 from sw.linux.napi import NAPI_STRUCT, Napi, NapiState, napi_schedule
@@ -29,13 +30,13 @@ async def sk_busy_loop(cpu: Cpu, sock: int) -> None:
     if not address:
         return
     kernel = cpu.kernel
-    end = kernel.local_clock_ns(cpu) + kernel.busy_read_us * 1000
+    end = await local_clock(cpu) + kernel.busy_read_us * 1000
 
     async def sk_busy_loop_end() -> bool:
         return (
             not await list_empty(cpu, sock + SOCK.receive_queue.offset)
             or not await list_empty(cpu, sock + SOCK.reader_queue.offset)
-            or kernel.local_clock_ns(cpu) >= end
+            or await local_clock(cpu) >= end
             or kernel.stopping
         )
 

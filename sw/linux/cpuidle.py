@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 
+from sw.linux.clock import local_clock
 from sw.linux.cpu import Cpu
 
 __all__ = ["IDLE", "Cpuidle", "MenuGovernor", "cpuidle_idle_call"]
@@ -79,7 +80,6 @@ class Cpuidle:
     Arguments:
         idle: one of :data:`IDLE`.
         exit_ns: exit latency of each state in ns.
-        ticks_per_ns: of the engine's clock.
 
     Raises:
         ValueError: for a choice that there is not, or that needs more states than there are.
@@ -87,7 +87,6 @@ class Cpuidle:
 
     idle: str = "poll"
     exit_ns: Sequence[float] = (0.0,)
-    ticks_per_ns: float = 1.0
 
     def __post_init__(self):
         if self.idle not in IDLE:
@@ -108,7 +107,6 @@ async def cpuidle_idle_call(cpu: Cpu) -> None:
         return
     cpu.execute("menu_select")
     state = governor.select()
-    await cpu.drain()
-    begin = cpu.port.tick
+    begin = await local_clock(cpu)
     await cpu.halt(state)
-    governor.reflect(state, (cpu.port.tick - begin) / cpuidle.ticks_per_ns)
+    governor.reflect(state, await local_clock(cpu) - begin)

@@ -178,11 +178,6 @@ class Kernel:
         self.tasks[task.address] = task
         return task
 
-    def local_clock_ns(self, cpu: Cpu) -> float:
-        """The time that ``cpu`` reads from its time-stamp counter, in ns."""
-        cpu.execute("local_clock")
-        return cpu.port.tick / self.cpuidle.ticks_per_ns
-
     def allocate_user(self, size: int) -> int:
         """Memory for a program, in pages of 4 KiB; its virtual address."""
         address = self.memblock.allocate(size, PAGE_SIZE)

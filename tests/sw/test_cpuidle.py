@@ -70,8 +70,8 @@ def test_cores_sleep_as_told(monkeypatch, idle):
         return push(self, context, kind, *operands, **named)
 
     monkeypatch.setattr(FunctionalMachine, "push", recorded)
-    cpuidle = Cpuidle(idle=idle, exit_ns=BROADWELL, ticks_per_ns=3.0)
-    bench = Bench(compute=(), cpuidle=cpuidle)
+    cpuidle = Cpuidle(idle=idle, exit_ns=BROADWELL)
+    bench = Bench(compute=(), cpuidle=cpuidle, tsc_khz=3_000_000)
     bench.send([pad(udp(b"x"))] * 20, gap=300_000)
     assert len(bench.delivered) == 20
     if idle == "poll":

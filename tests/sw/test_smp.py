@@ -16,7 +16,7 @@ from sw.port import OperationKind, WakeKind
 from tests.sw.functional_machine import FunctionalMachine
 from tests.sw.test_receive_path import PORTS, Bench, make_system, pad, udp
 
-HALT = Cpuidle(idle="halt", exit_ns=(0.0, 100.0), ticks_per_ns=3.0)
+HALT = Cpuidle(idle="halt", exit_ns=(0.0, 100.0))
 
 
 class PlacedBench(Bench):
