@@ -893,40 +893,37 @@ private:
     // make before. NEVER, and a wake, when idle or past `until`.
     Tick choose(Tick until, uint64_t& due) {
         const uint64_t quiet = model_.quiet();
-        std::array<Tick, DOMAINS> ticks;
-        ticks.fill(NEVER);
+        Tick at = NEVER;
+        const auto consider = [&at, &due](unsigned d, Tick tick) {
+            if (tick > at) return;
+            due = (tick < at ? 0 : due) | uint64_t{1} << d;
+            at = tick;
+        };
         bool idle = quiet == ALL_DOMAINS;
         for (uint64_t busy = ~quiet & ALL_DOMAINS; busy; busy &= busy - 1) {
             const auto d = static_cast<unsigned>(__builtin_ctzll(busy));
-            ticks[d] = first_tick(d);
+            consider(d, first_tick(d));
         }
         for (unsigned i = 0; i < CORES; ++i) {
             if (!cores_[i].offered || !model_.operation_ready(i)) continue;
             const unsigned d = CORE_DOMAIN[i];
-            ticks[d] = std::min(ticks[d], first_tick_after(d, front(cores_[i])->not_before));
+            consider(d, first_tick_after(d, front(cores_[i])->not_before));
             idle = false;
         }
         if (!frames_.empty() && model_.wire_ready()) {
-            Tick& tick = ticks[WIRE_DOMAIN];
-            tick = std::min(tick, first_tick_after(WIRE_DOMAIN, frames_.front().not_before));
+            consider(WIRE_DOMAIN, first_tick_after(WIRE_DOMAIN, frames_.front().not_before));
             idle = false;
         }
         // Without timers a quiet domain has no reason of its own.
-        for (uint64_t rest = quiet & (jump_ == ALL ? ports::WAITING : ALL_DOMAINS); rest; rest &= rest - 1) {
+        for (uint64_t rest = quiet & (jump_ == ALL ? ports::WAITING & ~unarmed_ : ALL_DOMAINS); rest; rest &= rest - 1) {
             const auto d = static_cast<unsigned>(__builtin_ctzll(rest));
-            ticks[d] = std::min(ticks[d], wake_tick(d, idle));
+            consider(d, wake_tick(d, idle));
         }
         const Tick call = calls_.empty() ? NEVER : calls_.begin()->first.first;
         // A replay goes on to its end: a call to be made may have kept the run going.
         if (idle && call == NEVER && !replaying_) {
             wakes_.push_back({IDLE, -1, -1, 0});
             return NEVER;
-        }
-        Tick at = NEVER;
-        for (unsigned d = 0; d < DOMAINS; ++d) {
-            if (ticks[d] > at) continue;
-            due = (ticks[d] < at ? 0 : due) | uint64_t{1} << d;
-            at = ticks[d];
         }
         if (std::min(at, call) > until) {
             due = 0;
@@ -940,12 +937,13 @@ private:
 
     // When a quiet domain must execute an edge by itself.
     Tick wake_tick(unsigned d, bool& idle) {
-        if (!deadline_known_[d]) {
+        if (!(deadline_known_ >> d & 1)) {
             // Timers depend on registers of their domain alone.
             uint64_t deadline = ~uint64_t{0};
             foreground_[d] = model_.deadline(d, deadline);
             deadline_[d] = deadline == ~uint64_t{0} ? NEVER : static_cast<Tick>(deadline) * PERIOD[d];
-            deadline_known_[d] = true;
+            deadline_known_ |= uint64_t{1} << d;
+            if (deadline_[d] == NEVER && !foreground_[d]) unarmed_ |= uint64_t{1} << d;
         }
         if (foreground_[d]) idle = false;
         if (jump_ == OFF) return first_tick(d);
@@ -995,6 +993,8 @@ private:
     // The domains in `due` are to execute an edge at tick `at`: let those with a time catch up. Whether any had to.
     bool begin(Tick at, uint64_t due) {
         uint64_t late = 0;
+        deadline_known_ &= ~due;
+        unarmed_ &= ~due;
         for (; due; due &= due - 1) {
             const auto d = static_cast<unsigned>(__builtin_ctzll(due));
             if (at != next_tick_[d] && ports::TIMED >> d & 1) {
@@ -1002,7 +1002,7 @@ private:
                 late |= uint64_t{1} << d;
             }
             next_tick_[d] = at + PERIOD[d];
-            deadline_known_[d] = drawn_[d] = false;
+            drawn_[d] = false;
             ++executed_[d];
         }
         if (!late) return false;
@@ -1542,7 +1542,8 @@ private:
     std::array<Tick, DOMAINS> clock_edge_ = {};  // by clock: the first edge later than `tick_`, unless that has passed it
     std::array<Tick, DOMAINS> deadline_ = {};
     std::array<Tick, DOMAINS> forced_ = {};
-    std::array<bool, DOMAINS> deadline_known_ = {};
+    uint64_t deadline_known_ = 0;  // domains that have not executed an edge since their deadline was asked for
+    uint64_t unarmed_ = 0;         // ... and that have none
     std::array<bool, DOMAINS> foreground_ = {};
     std::array<bool, DOMAINS> drawn_ = {};
     std::array<int64_t, DOMAINS> executed_ = {};
