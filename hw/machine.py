@@ -115,8 +115,8 @@ class Machine(Elaboratable):
 
         for index in range(len(self.core)):
             self._join_core(m, index)
-        self._cross(m, "llc_dram", self.llc.dram.request, self.dram.port.request, DramRequest, "uncore", "dram")
-        self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram.response, DramResponse, "dram", "uncore")
+        self._cross(m, "llc_dram", self.llc.dram[0].request, self.dram.port.request, DramRequest, "uncore", "dram")
+        self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram[0].response, DramResponse, "dram", "uncore")
         self._cross(m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, ROOT, LINK)
         self._cross(m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, LINK, ROOT)
         connect(m, self.root_complex.memory, self.noncached.root)

@@ -29,7 +29,7 @@ def test_quiet():
         cover_depth=12,
         outstanding=~dut._free.all() & ~dut.lookup_timer.armed,
         planted={
-            "forgets what DRAM answers": dut.quiet | dut.dram.response.valid,
+            "forgets what DRAM answers": dut.quiet | dut.dram[0].response.valid,
             "forgets slots that want a pass": dut.quiet | dut._ready.any(),
             "forgets the second stage": dut.quiet | dut._s2_valid,
             "forgets GrantAcks": dut.quiet | dut.client[1].e.valid,

@@ -308,7 +308,7 @@ class Dram:
         self.reads = self.writes = 0
 
     async def run(self, ctx):
-        port = self.bench.dut.dram
+        port = self.bench.dut.dram[0]
         request, response = Wires(port.request, DramRequest), Wires(port.response, DramResponse)
         r = random.Random(f"{self.bench.seed}/dram")
         offered, request_on = None, False
