@@ -96,6 +96,11 @@ software_options = [
     click.option(
         "--ring", type=int, default=None, help="Receive descriptors.  [default: 512; the least in small memories]"
     ),
+    click.option("--tx-ring", type=int, default=None, help="Transmit descriptors of dpdk.  [default: as --ring]"),
+    click.option(
+        "--ddio/--no-ddio", default=None, help="Device writes allocate in the last level.  [default: as the machine]"
+    ),
+    click.option("--ddio-ways", type=int, default=None, metavar="N", help="... in N of its ways, without a new build."),
     click.option("--batch", type=int, default=None, help="Packets of a burst, where a program polls.  [default: 32]"),
     click.option(
         "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
@@ -132,6 +137,9 @@ engine_options = [
 #: Fields of ``sw.options.Options``, by the names of the options that set them.
 OPTION_FIELDS = {
     "ring": "ring_size",
+    "tx_ring": "tx_ring",
+    "ddio": "ddio",
+    "ddio_ways": "ddio_ways",
     "batch": "batch",
     "app_core": "app_core",
     "napi_thread": "napi_thread",

@@ -79,6 +79,7 @@ class Software:
                     "addresses": (HOST_IP.packed,),
                     "neighbours": neighbours,
                     "ports": PORTS,
+                    "llc_ways": machine.llc.ways,
                     "tsc_khz": machine.clocks.khz("core"),
                     "compute": (0,) if self.background else (),
                     "cpuidle": Cpuidle(idle=self.idle, exit_ns=machine.core.sleep_exit_ns),
