@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -160,6 +161,14 @@ def setup(mitigations, **given):
 with_setup = with_options(software_options + engine_options, "setup", setup)
 
 
+def duration_ns(text):
+    """Nanoseconds of a time such as 500ns, 10us or 1ms."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s)", text.strip())
+    if not found:
+        raise ConfigError(f"--sample takes a time such as 500ns, 10us or 1ms, not {text!r}")
+    return float(found[1]) * {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}[found[2]]
+
+
 @cli.command()
 @click.argument("path", metavar="PATH", type=click.Choice(list(PATHS)))
 @app_option
@@ -167,9 +176,12 @@ with_setup = with_options(software_options + engine_options, "setup", setup)
 @with_setup
 @with_machine
 @click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
+@click.option(
+    "--sample", default=None, metavar="TIME", help="Read the counters so often, e.g. 10us: who has what of the cache."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
-def run(path, app, traffic, setup, machine, waves, out, as_json):
+def run(path, app, traffic, setup, machine, waves, sample, out, as_json):
     """Send traffic through one receive PATH (see `nicscope paths`) and say what became of every packet."""
     from sim.experiment import Experiment
     from sim.report.terminal import print_result
@@ -182,6 +194,7 @@ def run(path, app, traffic, setup, machine, waves, out, as_json):
         machine=machine,
         traffic=Traffic.make(**traffic, seed=setup["seed"]),
         waves=waves,
+        sample_ns=None if sample is None else duration_ns(sample),
         out=out or Path("runs") / "last",
         **setup,
     )

@@ -77,7 +77,8 @@ class TagArray(wiring.Component):
         )
         width = self.entry.size
         self.rows = RAM(width=ways * width, depth=sets, lanes=ways, domain=domain)
-        self.recent = RAM(width=ways, depth=sets, domain=domain)
+        if not self._random:
+            self.recent = RAM(width=ways, depth=sets, domain=domain)
 
     def elaborate(self, platform):
         """Elaborate."""
@@ -146,8 +147,12 @@ class TagArray(wiring.Component):
         with m.If(self.update.touch & ~self.result.hit):
             # x^16 + x^15 + x^13 + x^4 + 1, a maximal sequence (Xilinx XAPP 052)
             m.d[self.domain] += number.eq(Cat(number[15] ^ number[14] ^ number[12] ^ number[3], number))
-        count = sum(self.candidates[i] for i in range(self.ways))
-        return (lowest(self.candidates) << ((number * count) >> 16))[: self.ways]
+        count, step = Signal(range(self.ways + 1)), Signal(range(max(2, self.ways)))
+        m.d.comb += [
+            count.eq(sum(self.candidates[i] for i in range(self.ways))),
+            step.eq((number * count) >> len(number)),
+        ]
+        return (lowest(self.candidates) << step)[: self.ways]
 
     def _age(self, m: Module, way) -> None:
         """Remember that a way was used."""
