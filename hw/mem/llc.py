@@ -199,6 +199,7 @@ class LastLevelCache(wiring.Component):
         self._free = Signal(slots, init=(1 << slots) - 1)
         self._ready = Signal(slots)  # wants a pass
         self._draining = Signal(slots)  # has a line on its way to DRAM in one of its buffers
+        self._filling = Signal(slots)  # its spare is on its way to the cache, and the next pass may replace that very line
         self._probed = Signal(slots)
         self._kept = Signal(slots)
         self._evicting = Signal(slots)
@@ -303,7 +304,7 @@ class LastLevelCache(wiring.Component):
     def _choose(self, m):
         """Stage 0: a ready slot, in turn, reads the rows of its set."""
         candidates = Signal(self.layouts.all_slots)
-        m.d.comb += candidates.eq(self._ready & ~self._draining)
+        m.d.comb += candidates.eq(self._ready & ~self._draining & ~self._filling)
         slot = round_robin(m, candidates, self._s1_slot, "chosen")
         request = self._requests.read_port(domain="comb")
         victim = self._victims.read_port(domain="comb")
@@ -788,6 +789,10 @@ class LastLevelCache(wiring.Component):
             self._free.eq((self._free & ~restarted) | freed | self._acknowledged | where(act.free, sent)),
             self._ready.eq((self._ready & ~self._chosen) | woken),
             self._draining.eq((self._draining & ~drained) | where(self.decide.actions.dram_write, pass_)),
+            self._filling.eq(
+                (self._filling & ~where(self._s3_fill, one_hot(self._s3_place.slot, slots)))
+                | where(next_.evicted & self.decide.actions.fill, pass_)
+            ),
             self._probed.eq((self._probed & ~restarted) | where(next_.probed, pass_)),
             self._evicting.eq((self._evicting & ~where(next_.evicted, pass_)) | where(next_.evicting, pass_)),
             self._replacing.eq((self._replacing & ~where(next_.evicted, pass_)) | where(next_.replacing, pass_)),

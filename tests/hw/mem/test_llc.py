@@ -446,11 +446,11 @@ INCLUSIVE = "llc.inclusion=inclusive"
 MODES = {
     "non-inclusive": (),
     "inclusive": (INCLUSIVE,),
-    "sliced": ("llc.size_kib=6", "llc.slices=3", "llc.snoop_filter_lines=48", "llc.replacement=random"),
+    "sliced": ("llc.size_kib=3", "llc.slices=3", "llc.snoop_filter_lines=24", "llc.replacement=random"),
     "inclusive, sliced, masked": (
-        "llc.size_kib=4",
+        "llc.size_kib=2",
         "llc.slices=2",
-        "llc.snoop_filter_lines=32",
+        "llc.snoop_filter_lines=16",
         "llc.class_masks=[15, 6]",
         "llc.core_classes=[0, 1]",
         INCLUSIVE,
@@ -461,13 +461,12 @@ MODES = {
 @pytest.mark.parametrize(
     ("settings", "operations"),
     [
-        ((), 500),
-        (("llc.ddio=false", "core.count=3"), 200),
-        ((INCLUSIVE,), 400),
-        ((INCLUSIVE, "llc.ddio=false", "core.count=3"), 200),
+        ((), 400),
+        (("llc.ddio=false", "core.count=3"), 150),
+        ((INCLUSIVE, "llc.ddio=false", "core.count=3"), 150),
         ((INCLUSIVE, "llc.replacement=random"), 200),
-        (MODES["sliced"], 300),
-        (MODES["inclusive, sliced, masked"], 300),
+        (MODES["sliced"], 250),
+        (MODES["inclusive, sliced, masked"], 250),
     ],
 )
 def test_random_traffic_is_coherent(settings, operations):
