@@ -308,6 +308,39 @@ def bench_memory(machine, quick, out, as_json):
     console.print(f"Plot in {out}/memory.svg", highlight=False)
 
 
+@bench.command("ddio")
+@with_options(
+    [click.option("--machine", default="ddio-bench", show_default=True, metavar="NAME|FILE"), machine_options[1]],
+    "machine",
+    lambda machine, settings: load_machine(machine, settings),
+)
+@click.option("--ways", default=None, metavar="N,N,...", help="Which numbers of ways.  [default: those published]")
+@click.option("--ring", type=int, default=4096, show_default=True, help="Receive descriptors.")
+@click.option("--tx-ring", type=int, default=256, show_default=True, help="Transmit descriptors.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
+@json_option
+def bench_ddio(machine, ways, ring, tx_ring, out, as_json):
+    """Measure how many of the card's writes hit the last level, by the ways they may allocate in."""
+    from sim.bench.ddio import ddio, plot_ddio, print_ddio
+
+    console = Console(stderr=as_json)
+    out = out or Path("runs") / "ddio"
+    out.mkdir(parents=True, exist_ok=True)
+    figures = ddio(machine, out, console, ways=parse_ways_list(ways), ring=ring, tx_ring=tx_ring)
+    plot_ddio(figures, out / "ddio.svg")
+    _show(figures, print_ddio, console, as_json)
+    console.print(f"Plot in {out}/ddio.svg", highlight=False)
+
+
+def parse_ways_list(text):
+    """Numbers of ways, as ``2,3,4``; None stays None."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
+        raise ConfigError(f"--ways takes numbers such as 2,3,4, not {text!r}")
+    return [int(number) for number in text.split(",")]
+
+
 @bench.command("core")
 @with_machine
 @json_option

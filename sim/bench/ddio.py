@@ -14,13 +14,13 @@ from rich.table import Table
 
 from hw.config import ConfigError, MachineConfig
 from sim.experiment import Experiment
-from sim.report.published import published_figures
+from sim.report.published import curve
 from sim.wire.traffic import Traffic
 
 __all__ = ["RING", "TX_RING", "ddio", "plot_ddio", "print_ddio", "write_hits"]
 
 #: Of the experiment's configuration (aliireza/ddio-bench, ddio-tune.testie).
-SIZE, RING, CORE = 1024, 4096, 0
+SIZE, RING = 1024, 4096
 #: FastClick leaves the transmit ring to the driver, and mlx5 takes 256 for up to two queues (``mlx5_set_default_params``).
 TX_RING = 256
 
@@ -50,7 +50,7 @@ def ddio(
     Raises:
         ConfigError: for ways that the machine has not.
     """
-    published = published_figures()["ddio_ways"]
+    published = curve("ddio_ways")
     if ways is None:
         ways = [number for number in published["ways"] if number <= machine.llc.ways]
     beyond = [number for number in ways if not 1 <= number <= machine.llc.ways]
@@ -63,7 +63,9 @@ def ddio(
         with console.status(f"{number} of {machine.llc.ways} ways"):
             row = write_hits(machine, number, out / f"ways{number}", ring=ring, tx_ring=tx_ring)
         rows.append({**row, "published_percent": hits.get(number), "published_gbps": gbps.get(number)})
-    return {"machine": machine.name, "size": SIZE, "ring": ring, "tx_ring": tx_ring, "ways": rows}
+    return {
+        "machine": machine.name, "size": SIZE, "ring": ring, "tx_ring": tx_ring, "ways": rows, "cite": published["cite"],
+    }  # fmt: skip
 
 
 def write_hits(machine: MachineConfig, ways: int, out: Path, *, ring: int = RING, tx_ring: int = TX_RING) -> dict[str, Any]:
@@ -127,6 +129,7 @@ def print_ddio(figures: dict[str, Any], console: Console) -> None:
             f"{leaked:.1f}", f"{row['goodput_gbps']:.1f}", gbps,
         )  # fmt: skip
     console.print(table)
+    console.print(f"Published: {figures['cite']}", highlight=False)
 
 
 def plot_ddio(figures: dict[str, Any], path: Path) -> None:
