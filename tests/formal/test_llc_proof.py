@@ -1,5 +1,7 @@
 """Last-level cache of the smallest size: quiet implies stable."""
 
+import pytest
+
 from hw.config import load_machine
 from hw.mem.llc import LastLevelCache
 from tests.formal.prove import prove_quiet
@@ -20,9 +22,10 @@ SMALL = load_machine(
 )
 
 
-def test_quiet():
+@pytest.mark.parametrize("settings", [(), ("llc.inclusion=inclusive", "llc.replacement=random")], ids=["", "inclusive"])
+def test_quiet(settings):
     """Covered: a request had its lookup and waits for DRAM or for an answer of a core."""
-    dut = LastLevelCache(SMALL)
+    dut = LastLevelCache(SMALL.replace(settings))
     prove_quiet(
         dut,
         domain="uncore",
