@@ -19,6 +19,9 @@ from hw.bus.tilelink import LINE_BYTES
 from hw.memory_map import BAR0_BASE
 
 __all__ = [
+    "CLASSES_OF_SERVICE",
+    "INCLUSIONS",
+    "REPLACEMENTS",
     "ClockConfig",
     "ConfigError",
     "CoreConfig",
@@ -31,6 +34,7 @@ __all__ = [
     "NicConfig",
     "PcieConfig",
     "TlbConfig",
+    "is_contiguous",
     "load_machine",
     "preset_names",
 ]
@@ -64,6 +68,10 @@ def _power_of_two(name: str, value: int, least: int = 1) -> None:
 
 def _between(name: str, value: float, least: float, most: float) -> None:
     _require(least <= value <= most, f"{name} must be between {least} and {most}, not {value}")
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    _require(value in valid, f"{name} must be one of {', '.join(valid)}, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +227,23 @@ class TlbConfig:
         _between("tlb.l2_latency", self.l2_latency, 4, 64)
 
 
+#: What the last level may be. Inclusive: it holds every line that a private cache holds, and evicting one calls that
+#: back (Broadwell). Non-inclusive: evicting a line leaves private copies alone (Skylake-SP).
+INCLUSIONS = ("non-inclusive", "inclusive")
+
+#: How a way is chosen, see ``hw.mem.llc_tags``.
+REPLACEMENTS = ("bit-plru", "random")
+
+#: Classes of service: CPUID.(EAX=10H,ECX=1):EDX of Xeon E5 v4 and Xeon Scalable says 15 as the highest.
+CLASSES_OF_SERVICE = 16
+
+
+def is_contiguous(mask: int) -> bool:
+    """Whether a mask is one run of ones (Intel SDM, volume 3, section 17.19.4.3: nothing else is allowed)."""
+    low = mask & -mask
+    return mask > 0 and (mask // low) & (mask // low + 1) == 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlcConfig:
     """The last-level cache, its snoop filter and DDIO."""
@@ -227,22 +252,49 @@ class LlcConfig:
     ways: int
     latency: int  #: uncore cycles from Acquire accepted to Grant offered for a line that hits unshared
     slots: int  #: transactions in flight
-    ddio: bool  #: device writes allocate in and update the cache; off: they go to DRAM
-    ddio_ways: int  #: ways device writes may allocate in
+    slices: int  #: which a hash of the address divides the lines among, see ``hw.mem.llc_hash``
+    inclusion: str  #: of what private caches hold, one of :data:`INCLUSIONS`
+    replacement: str  #: which way is replaced, one of :data:`REPLACEMENTS`
+    ddio: bool  #: device writes allocate in and update the cache; off: they go to DRAM. At the start: bit 7 of perfctrlsts
+    ddio_ways: int  #: the last ways, in which device writes may allocate. At the start: IIO LLC WAYS
+    class_masks: tuple[int, ...]  #: ways in which cores of class of service 0, 1, … may allocate at the start (CAT)
+    core_classes: tuple[int, ...]  #: class of service of cores 0, 1, … at the start; 0 for the others
     snoop_filter_lines: int  #: lines of private caches that can be tracked
     snoop_filter_ways: int
 
     def __post_init__(self):
         _between("llc.size_kib", self.size_kib, 1, 65536)
         _between("llc.ways", self.ways, 1, 32)
+        _between("llc.slices", self.slices, 1, 32)
         lines = self.size_kib * 1024 // LINE_BYTES
         _require(lines % self.ways == 0, f"llc.ways must divide the {lines} lines of llc.size_kib, not {self.ways}")
-        _power_of_two("llc.size_kib * 1024 / 64 / llc.ways (sets)", lines // self.ways, 2)
+        rows = lines // self.ways
+        _require(
+            rows % self.slices == 0, f"llc.slices must divide the {rows} sets of the whole cache, not {self.slices}"
+        )
+        _power_of_two("llc.size_kib * 1024 / 64 / llc.ways / llc.slices (sets)", self.sets, 2)
         _between("llc.latency", self.latency, 8, 255)
         _between("llc.slots", self.slots, 2, 32)
+        _one_of("llc.inclusion", self.inclusion, INCLUSIONS)
+        _one_of("llc.replacement", self.replacement, REPLACEMENTS)
         _between("llc.ddio_ways", self.ddio_ways, 1, self.ways)
-        _power_of_two("llc.snoop_filter_ways", self.snoop_filter_ways)
-        _power_of_two("llc.snoop_filter_lines", self.snoop_filter_lines, 2 * self.snoop_filter_ways)
+        _between("the number of llc.class_masks", len(self.class_masks), 0, CLASSES_OF_SERVICE)
+        for mask in self.class_masks:
+            _between("llc.class_masks", mask, 1, (1 << self.ways) - 1)
+            _require(is_contiguous(mask), f"llc.class_masks must be contiguous ones, not {mask:#b}")
+        _between("the number of llc.core_classes", len(self.core_classes), 0, 8)
+        for number in self.core_classes:
+            _between("llc.core_classes", number, 0, CLASSES_OF_SERVICE - 1)
+        _between("llc.snoop_filter_ways", self.snoop_filter_ways, 1, 32)
+        tracked = self.snoop_filter_ways * self.slices
+        _require(
+            self.snoop_filter_lines % tracked == 0,
+            f"llc.snoop_filter_lines must be a multiple of llc.snoop_filter_ways * llc.slices = {tracked}, "
+            f"not {self.snoop_filter_lines}",
+        )
+        _power_of_two(
+            "llc.snoop_filter_lines / llc.snoop_filter_ways / llc.slices (sets)", self.snoop_filter_sets, 2
+        )
         _require(
             self.snoop_filter_sets <= self.sets,
             f"llc.snoop_filter_lines / llc.snoop_filter_ways = {self.snoop_filter_sets} sets must be at most the "
@@ -251,13 +303,26 @@ class LlcConfig:
 
     @property
     def sets(self) -> int:
-        """Number of sets of the cache."""
-        return self.size_kib * 1024 // LINE_BYTES // self.ways
+        """Number of sets of a slice."""
+        return self.size_kib * 1024 // LINE_BYTES // self.ways // self.slices
 
     @property
     def snoop_filter_sets(self) -> int:
-        """Number of sets of the snoop filter."""
-        return self.snoop_filter_lines // self.snoop_filter_ways
+        """Number of sets of a slice's snoop filter."""
+        return self.snoop_filter_lines // self.snoop_filter_ways // self.slices
+
+    @property
+    def io_mask(self) -> int:
+        """Ways in which device writes may allocate at the start."""
+        return ((1 << self.ddio_ways) - 1) << (self.ways - self.ddio_ways)
+
+    def class_mask(self, number: int) -> int:
+        """Ways in which a class of service may allocate at the start: all that there are unless told."""
+        return self.class_masks[number] if number < len(self.class_masks) else (1 << self.ways) - 1
+
+    def core_class(self, core: int) -> int:
+        """Class of service of a core at the start."""
+        return self.core_classes[core] if core < len(self.core_classes) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,7 +536,7 @@ class MachineConfig:
             _known("machine section", section, SECTIONS)
             _known(f"key of [{section}]", name, (f.name for f in fields(SECTIONS[section])))
             try:
-                value = tomllib.loads(f"v = {text.strip()}")["v"]
+                value = _value(text.strip(), {f.name: f.type for f in fields(SECTIONS[section])}[name])
             except tomllib.TOMLDecodeError:
                 raise ConfigError(f"{key.strip()} takes a number or true/false, not {text.strip()!r}") from None
             tree[section][name] = value
@@ -493,17 +558,28 @@ SECTIONS: dict[str, type] = {
 
 
 _FLOATS = tuple[float, ...]
+_INTS = tuple[int, ...]
 
 #: Types of the fields of the sections, in words.
-_WANTED = {int: "a whole number", float: "a number", bool: "true or false", _FLOATS: "a list of numbers"}
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word in quotes"} | {
+    _FLOATS: "a list of numbers",
+    _INTS: "a list of whole numbers",
+}
 
 
 def _is(value: Any, wanted: Any) -> bool:
     """Whether a value from TOML is what a field wants."""
-    if wanted == _FLOATS:
-        return isinstance(value, tuple) and all(_is(item, float) for item in value)
+    if wanted in (_FLOATS, _INTS):
+        return isinstance(value, tuple) and all(_is(item, float if wanted == _FLOATS else int) for item in value)
     number = isinstance(value, int | float if wanted is float else wanted)
     return number and (wanted is bool) == isinstance(value, bool)
+
+
+def _value(text: str, wanted: Any) -> Any:
+    """What stands behind ``--set key=``: TOML, but that words need no quotes."""
+    if wanted is str and not text.startswith(('"', "'")):
+        return text
+    return tomllib.loads(f"v = {text}")["v"]
 
 
 def _known(what: str, name: str, valid: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from hw.lib.domain import in_domain, tell_domain
 from hw.lib.time import Now
 from hw.mem.dram import DramController
 from hw.mem.llc import LastLevelCache
+from hw.mem.llc_registers import LlcRegisters
 from hw.mem.noncached import NonCachedWrites
 from hw.nic.nic import Nic
 from hw.pcie.link import Link
@@ -67,6 +68,7 @@ class Machine(Elaboratable):
         self.core_domains = [f"core{index}" for index in range(config.core.count)]
         self.core = [Core(config, index, domain) for index, domain in enumerate(self.core_domains)]
         self.llc = LastLevelCache(config)
+        self.llc_registers = LlcRegisters(config)
         self.dram = DramController(config)
         self.noncached = NonCachedWrites(config.core.count, config.llc.slots)
         self.root_complex = RootComplex(config)
@@ -81,7 +83,7 @@ class Machine(Elaboratable):
         self.members: dict[str, list] = {
             **{domain: parts for core in self.core for domain, parts in core.parts.items()},
             "uncore": [self.llc],
-            ROOT: [self.noncached, self.root_complex],
+            ROOT: [self.noncached, self.root_complex, self.llc_registers],
             "nic": [self.nic],
             LINK: [self.link],
             "dram": [self.dram],
@@ -109,18 +111,21 @@ class Machine(Elaboratable):
         m.submodules.llc = self.llc
         m.submodules.dram = self.dram
         m.submodules.noncached = in_domain(self.noncached, "uncore", ROOT)
+        m.submodules.llc_registers = in_domain(self.llc_registers, "uncore", ROOT)
         m.submodules.root_complex = in_domain(self.root_complex, "uncore", ROOT)
         m.submodules.link = in_domain(self.link, "nic", LINK)
         m.submodules.nic = self.nic
 
         for index in range(len(self.core)):
             self._join_core(m, index)
-        self._cross(m, "llc_dram", self.llc.dram.request, self.dram.port.request, DramRequest, "uncore", "dram")
-        self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram.response, DramResponse, "dram", "uncore")
+        self._cross(m, "llc_dram", self.llc.dram[0].request, self.dram.port.request, DramRequest, "uncore", "dram")
+        self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram[0].response, DramResponse, "dram", "uncore")
         self._cross(m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, ROOT, LINK)
         self._cross(m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, LINK, ROOT)
         connect(m, self.root_complex.memory, self.noncached.root)
         connect(m, self.noncached.memory, self.llc.device)
+        connect(m, self.root_complex.registers, self.llc_registers.access)
+        m.d.comb += self.llc.control.eq(self.llc_registers.control)
         connect(m, self.nic.pcie, self.link.card)
 
         # Time and quiet of each domain

@@ -1,6 +1,18 @@
 """Physical addresses, written once for the root complex, the card and the drivers."""
 
-__all__ = ["BAR0_BASE", "BAR0_BYTES", "BAR3_BASE", "BAR3_BYTES", "DRAM_BASE", "MSI_BASE", "MSI_BYTES"]
+__all__ = [
+    "BAR0_BASE",
+    "BAR0_BYTES",
+    "BAR3_BASE",
+    "BAR3_BYTES",
+    "DRAM_BASE",
+    "MSI_BASE",
+    "MSI_BYTES",
+    "MSR_BASE",
+    "MSR_BYTES",
+    "ROOT_PORT_BASE",
+    "ROOT_PORT_BYTES",
+]
 
 #: DRAM starts at 0; its size is a machine parameter.
 DRAM_BASE = 0x0000_0000
@@ -18,3 +30,10 @@ BAR3_BYTES = 0x4000
 #: messages; a core's stand for writes of the interrupt command register of its local APIC.
 MSI_BASE = 0xFEE0_0000
 MSI_BYTES = 0x10_0000
+
+#: Model-specific registers of the uncore, 8 bytes apart (``hw.uncore_registers``), and behind them the configuration space
+#: of the root port that the card is plugged into.
+MSR_BASE = 0xFED2_0000
+MSR_BYTES = 0x1_0000
+ROOT_PORT_BASE = MSR_BASE + MSR_BYTES
+ROOT_PORT_BYTES = 0x1000

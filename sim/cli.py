@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -96,6 +97,11 @@ software_options = [
     click.option(
         "--ring", type=int, default=None, help="Receive descriptors.  [default: 512; the least in small memories]"
     ),
+    click.option("--tx-ring", type=int, default=None, help="Transmit descriptors of dpdk.  [default: as --ring]"),
+    click.option(
+        "--ddio/--no-ddio", default=None, help="Device writes allocate in the last level.  [default: as the machine]"
+    ),
+    click.option("--ddio-ways", type=int, default=None, metavar="N", help="... in N of its ways, without a new build."),
     click.option("--batch", type=int, default=None, help="Packets of a burst, where a program polls.  [default: 32]"),
     click.option(
         "--mitigations", default="off", show_default=True, metavar="off|auto|NAME,…", help="As on Linux's command line."
@@ -132,6 +138,9 @@ engine_options = [
 #: Fields of ``sw.options.Options``, by the names of the options that set them.
 OPTION_FIELDS = {
     "ring": "ring_size",
+    "tx_ring": "tx_ring",
+    "ddio": "ddio",
+    "ddio_ways": "ddio_ways",
     "batch": "batch",
     "app_core": "app_core",
     "napi_thread": "napi_thread",
@@ -152,6 +161,14 @@ def setup(mitigations, **given):
 with_setup = with_options(software_options + engine_options, "setup", setup)
 
 
+def duration_ns(text):
+    """Nanoseconds of a time such as 500ns, 10us or 1ms."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s)", text.strip())
+    if not found:
+        raise ConfigError(f"--sample takes a time such as 500ns, 10us or 1ms, not {text!r}")
+    return float(found[1]) * {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}[found[2]]
+
+
 @cli.command()
 @click.argument("path", metavar="PATH", type=click.Choice(list(PATHS)))
 @app_option
@@ -159,9 +176,12 @@ with_setup = with_options(software_options + engine_options, "setup", setup)
 @with_setup
 @with_machine
 @click.option("--waves", is_flag=True, help="Write waves.fst (native engine; several times slower).")
+@click.option(
+    "--sample", default=None, metavar="TIME", help="Read the counters so often, e.g. 10us: who has what of the cache."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of tables.")
-def run(path, app, traffic, setup, machine, waves, out, as_json):
+def run(path, app, traffic, setup, machine, waves, sample, out, as_json):
     """Send traffic through one receive PATH (see `nicscope paths`) and say what became of every packet."""
     from sim.experiment import Experiment
     from sim.report.terminal import print_result
@@ -174,6 +194,7 @@ def run(path, app, traffic, setup, machine, waves, out, as_json):
         machine=machine,
         traffic=Traffic.make(**traffic, seed=setup["seed"]),
         waves=waves,
+        sample_ns=None if sample is None else duration_ns(sample),
         out=out or Path("runs") / "last",
         **setup,
     )
@@ -285,6 +306,39 @@ def bench_memory(machine, quick, out, as_json):
     plot_memory(figures, machine, out / "memory.svg")
     _show(figures, print_memory, console, as_json)
     console.print(f"Plot in {out}/memory.svg", highlight=False)
+
+
+@bench.command("ddio")
+@with_options(
+    [click.option("--machine", default="ddio-bench", show_default=True, metavar="NAME|FILE"), machine_options[1]],
+    "machine",
+    lambda machine, settings: load_machine(machine, settings),
+)
+@click.option("--ways", default=None, metavar="N,N,...", help="Which numbers of ways.  [default: those published]")
+@click.option("--ring", type=int, default=4096, show_default=True, help="Receive descriptors.")
+@click.option("--tx-ring", type=int, default=256, show_default=True, help="Transmit descriptors.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where results go.")
+@json_option
+def bench_ddio(machine, ways, ring, tx_ring, out, as_json):
+    """Measure how many of the card's writes hit the last level, by the ways they may allocate in."""
+    from sim.bench.ddio import ddio, plot_ddio, print_ddio
+
+    console = Console(stderr=as_json)
+    out = out or Path("runs") / "ddio"
+    out.mkdir(parents=True, exist_ok=True)
+    figures = ddio(machine, out, console, ways=parse_ways_list(ways), ring=ring, tx_ring=tx_ring)
+    plot_ddio(figures, out / "ddio.svg")
+    _show(figures, print_ddio, console, as_json)
+    console.print(f"Plot in {out}/ddio.svg", highlight=False)
+
+
+def parse_ways_list(text):
+    """Numbers of ways, as ``2,3,4``; None stays None."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
+        raise ConfigError(f"--ways takes numbers such as 2,3,4, not {text!r}")
+    return [int(number) for number in text.split(",")]
 
 
 @bench.command("core")

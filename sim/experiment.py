@@ -29,6 +29,9 @@ __all__ = ["Experiment", "captured", "switch"]
 #: Until the last frame starts; the engines count to twice as many.
 MOST_CARD_CYCLES = 1 << 47
 
+#: Shortest time between two samples.
+LEAST_SAMPLE_NS = 100
+
 
 def switch(option: str) -> str:
     """How the command line calls an option of the software."""
@@ -52,6 +55,7 @@ class Experiment:
     background: bool = True  #: a program computes whenever there is nothing to receive
     idle: str = "poll"  #: how an idle core sleeps, one of ``sw.linux.cpuidle.IDLE``
     jump: Jump = Jump.ALL
+    sample_ns: float | None = None  #: read the counters so often and keep them
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
         """Run it, write the directory of results and return result.json.
@@ -86,6 +90,8 @@ class Experiment:
             raise ConfigError(f"--waves needs --engine native, not {self.engine}")
         if self.idle != "poll" and self.background:
             raise ConfigError(f"--idle {self.idle} needs --no-background: a core that computes is never idle")
+        if self.sample_ns is not None and not self.sample_ns >= LEAST_SAMPLE_NS:
+            raise ConfigError(f"--sample must be at least {LEAST_SAMPLE_NS} ns, not {self.sample_ns:g} ns")
         self.out.mkdir(parents=True, exist_ok=True)
         observation = self._observe(console)
         result, fates = summarise(
@@ -119,6 +125,7 @@ class Experiment:
             "wire.pcapng",
             "log.npy",
             "probes.json",
+            *(["occupancy.svg"] if self.sample_ns else []),
             *(["waves.fst", "waves.gtkw"] if self.waves else []),
         ]
 
@@ -130,6 +137,7 @@ class Experiment:
             "software": Software(
                 self.path, self.application, self.options, self.mitigations, self.background, self.idle
             ),
+            "sample_ns": self.sample_ns,
         }
 
     def _observe(self, console: Console | None) -> Observation:
@@ -164,6 +172,11 @@ class Experiment:
         np.save(self.out / "log.npy", observation.log)
         probes = [asdict(probe) for probe in observation.manifest.probes]
         (self.out / "probes.json").write_text(json.dumps(probes, indent=1) + "\n")
+        if self.sample_ns:
+            from sim.report.occupancy import plot_occupancy
+
+            title = f"{self.machine.name}, {self.path} {self.application_name}: the last level"
+            plot_occupancy(result["samples"], title, self.out / "occupancy.svg")
         if self.waves:
             (self.out / "waves.gtkw").write_text(gtkwave_view(EventLog(observation.manifest, observation.log)))
         ns_per_tick = Fraction(10**9, self.machine.ticks_per_second)

@@ -16,6 +16,7 @@ import numpy as np
 from hw.config import MachineConfig
 from sim.build.manifest import Manifest
 from sim.observe.log import EventLog
+from sim.observe.samples import Samples
 from sim.observe.stages import Stage
 from sim.wire.frames import FCS_BYTES
 
@@ -77,6 +78,7 @@ class Observation:
     polls: int  #: calls of the driver's poll function
     counters: Mapping[str, int]
     counters_at_ready: Mapping[str, int]  #: when the software was up, before the first frame
+    samples: Samples | None  #: readings of the counters on the way, if they were asked for
     cycles: Mapping[str, int]  #: edges per domain, skipped ones included
     end_tick: int
     log_sha256: str
@@ -189,6 +191,7 @@ def summarise(
         },
         **({"peer": dict(observation.peer)} if observation.peer else {}),
         "counters": dict(observation.counters),
+        **({"samples": observation.samples.as_json(machine.ticks_per_second)} if observation.samples else {}),
         "host": {
             "wall_s": observation.wall_s,
             "core_cycles_per_s": observation.cycles["core0"] / max(observation.wall_s, 1e-9),

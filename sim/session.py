@@ -13,6 +13,7 @@ import numpy as np
 from hw.config import ConfigError, MachineConfig
 from sim.account import Account
 from sim.engine.engine import Engine
+from sim.observe.samples import Samples
 from sim.observe.stages import Stage, stage_of
 from sim.result import FUNCTION_MASK, Observation
 from sim.wire.conversation import Conversation, Offered, Replay
@@ -79,6 +80,7 @@ class Software:
                     "addresses": (HOST_IP.packed,),
                     "neighbours": neighbours,
                     "ports": PORTS,
+                    "llc_ways": machine.llc.ways,
                     "tsc_khz": machine.clocks.khz("core"),
                     "compute": (0,) if self.background else (),
                     "cpuidle": Cpuidle(idle=self.idle, exit_ns=machine.core.sleep_exit_ns),
@@ -106,6 +108,7 @@ async def observe(
     frames: Sequence[tuple[Fraction, bytes]],
     software: Software = NAPI,
     advance: Callable[[int], None] = lambda done: None,
+    sample_ns: float | None = None,
 ) -> Observation:
     """Boot the software, send the frames, run until every packet is accounted for.
 
@@ -113,6 +116,7 @@ async def observe(
         frames: start in ns after the system is ready, and bytes with FCS, in order of packet id.
         software: path, application and their options.
         advance: called with the number of packets accounted for so far.
+        sample_ns: read the counters so often, from when the software is up; None: not at all.
 
     Raises:
         ConfigError: when the software cannot be set up on this machine.
@@ -134,12 +138,18 @@ async def observe(
     offered.start()
     step, patience = int(STEP_NS * ticks_per_ns), int(offered.patience_ns * ticks_per_ns)
     done, changed, until = 0, ready, ready
+    samples = None if sample_ns is None else Samples(sample_ns)
+    if samples is not None and sample_ns is not None:
+        samples.take(ready, counters_at_ready)
+        step = max(1, int(sample_ns * ticks_per_ns))
     while (not offered.over or done < len(offered.frames) or not account.all_left) and until - max(
         changed, offered.last_tick
     ) < patience:
         until += step
         ended = await system.run(until)
         account.look()
+        if samples is not None:
+            samples.take(engine.tick, engine.counters())
         if account.settled != done:
             done, changed = account.settled, until
             advance(done)
@@ -173,6 +183,7 @@ async def observe(
         polls=account.polls,
         counters=engine.counters(),
         counters_at_ready=counters_at_ready,
+        samples=samples,
         cycles=engine.cycles(),
         end_tick=end_tick,
         log_sha256=engine.log_sha256(),

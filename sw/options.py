@@ -18,7 +18,7 @@ XDP_MODES = ("zero-copy", "copy")
 WAKEUPS = ("spin", "poll")
 
 #: What a user may ask for that only some paths can do, see ``sw.paths.path.Path.uses``.
-OPTIONAL = frozenset({"app_core", "batch", "busy_poll_us", "itr_us", "napi_thread", "wakeup", "xdp_mode"})
+OPTIONAL = frozenset({"app_core", "batch", "busy_poll_us", "itr_us", "napi_thread", "tx_ring", "wakeup", "xdp_mode"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,10 @@ class Options:
         busy_poll_us: microseconds that a program that reads polls the card before it sleeps, on the path busypoll.
         compute: cores that run a computing program of the lowest rank.
         ring_size: receive descriptors.
+        tx_ring: transmit descriptors, where a program has the driver in itself; None: as many as receive descriptors.
+        ddio: whether device writes allocate in the last level; None: as the machine is at the start.
+        ddio_ways: how many of its last ways they may allocate in; None likewise.
+        llc_ways: ways of the last level, as CPUID tells them.
         itr_us: least time between two interrupts in microseconds, 0 for no moderation.
         rcvbuf: receive buffer of each socket, in bytes of ``truesize``.
         sndbuf: send buffer likewise.
@@ -63,6 +67,10 @@ class Options:
     busy_poll_us: float = 50.0
     compute: tuple[int, ...] = ()
     ring_size: int = 512
+    tx_ring: int | None = None
+    ddio: bool | None = None
+    ddio_ways: int | None = None
+    llc_ways: int = 1
     itr_us: float = 10.0
     rcvbuf: int = SOCK_RCVBUF
     sndbuf: int = SOCK_SNDBUF

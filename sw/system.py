@@ -6,6 +6,7 @@ from sw.apps.compute import Compute
 from sw.core import LINE, Dispatcher, Mode, Note, Record, function
 from sw.costs import Cost
 from sw.linux.cpu import Cpu
+from sw.linux.ddio import check_ddio_ways, set_ddio
 from sw.linux.kernel import Kernel
 from sw.linux.sched import PRIORITY_BATCH, cpu_idle
 from sw.options import Options
@@ -55,6 +56,8 @@ class System:
     ):
         kind = path_named(path, options.application)
         kind.check_ring(options.ring_size)
+        check_ddio_ways(options.ddio_ways, options.llc_ways)
+        self.options = options
         self.on_note = on_note
         self.record = Record(self._noted)
         self.kernel = kernel = Kernel(
@@ -132,6 +135,8 @@ class System:
 @function(mode=Mode.KERNEL)
 async def start_kernel(cpu: Cpu, system: System) -> None:
     """Memory, tasks, and the card."""
+    if system.options.ddio is not None or system.options.ddio_ways is not None:
+        await set_ddio(cpu, system.options.ddio, system.options.ddio_ways, system.options.llc_ways)
     await system.path.prepare(cpu)
     await system.kernel.start_kernel(cpu, system._tasks)
     await system.path.start(cpu)

@@ -3,7 +3,7 @@
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES
+from .tilelink import LINE_ADDRESS_WIDTH, LINE_BITS, LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
 
 __all__ = [
     "PACKET_WIDTH",
@@ -16,6 +16,7 @@ __all__ = [
     "MemoryOp",
     "NonCachedPort",
     "NonCachedWrite",
+    "RegisterPort",
 ]
 
 #: Bits of a packet id; 0 means "no packet". It travels beside the data, for observers only.
@@ -125,3 +126,26 @@ class DramPort(wiring.Signature):
 
     def __eq__(self, other):
         return isinstance(other, DramPort)
+
+
+class RegisterPort(wiring.Signature):
+    """Registers of the platform that no device has, as seen from who accesses them: one access per cycle, at once.
+
+    At an edge with ``write`` high, ``data`` goes to the register of ``size`` bytes at ``address``; ``value`` shows what a read of it
+    by ``core`` gives, in the same cycle, with no effect.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "write": Out(1),
+                "address": Out(PHYSICAL_ADDRESS_WIDTH),
+                "size": Out(4),
+                "core": Out(4),
+                "data": Out(64),
+                "value": In(64),
+            }
+        )
+
+    def __eq__(self, other):
+        return isinstance(other, RegisterPort)

@@ -7,9 +7,9 @@ nobody reads them, so they vanish.
 
 from collections.abc import Mapping
 
-from amaranth.hdl import Module, Shape, ShapeCastable, Signal, Value, ValueLike
+from amaranth.hdl import Module, Mux, Shape, ShapeCastable, Signal, Value, ValueLike
 
-__all__ = ["Counter", "Probe"]
+__all__ = ["Counter", "Gauge", "Probe"]
 
 #: A record of the event log has room for this many fields of at most 64 bits.
 MAX_FIELDS = 4
@@ -67,6 +67,16 @@ class Counter:
         """Add ``by`` at every edge at which ``condition`` holds. Called once per counter."""
         with m.If(condition):
             m.d[self.domain] += self.value.eq(self.value + by)
+
+
+class Gauge(Counter):
+    """Counts how many there are of something: up when one comes, down when one goes. Observers read it as a counter."""
+
+    def change(self, m: Module, up: ValueLike, down: ValueLike) -> None:
+        """Add one at every edge with ``up`` high and ``down`` low, take one away at the opposite. Called once per gauge."""
+        up, down = Value.cast(up), Value.cast(down)
+        with m.If(up != down):
+            m.d[self.domain] += self.value.eq(Mux(up, self.value + 1, self.value - 1))
 
 
 Fields = Mapping[str, Signal]

@@ -67,7 +67,7 @@ class RAM(wiring.Component):
                 i_write_data=self.write_data,
             )
             return m
-        m.submodules.rows = rows = Memory(shape=self.width, depth=self.depth, init=[])
+        m.submodules.rows = self._memory = rows = Memory(shape=self.width, depth=self.depth, init=[])
         granularity = None if self.lanes == 1 else self.width // self.lanes
         write = rows.write_port(domain=self.domain, granularity=granularity)
         read = rows.read_port(domain=self.domain)

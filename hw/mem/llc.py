@@ -19,8 +19,8 @@ from hw.bus.tilelink import (
     Shrink,
     TileLink,
 )
-from hw.config import MachineConfig
-from hw.lib.probe import Counter, Probe
+from hw.config import CLASSES_OF_SERVICE, MachineConfig
+from hw.lib.probe import Counter, Gauge, Probe
 from hw.lib.ram import RAM
 from hw.lib.time import NOW_WIDTH, Timer
 
@@ -40,22 +40,30 @@ PIPELINE_LATENCY = 6
 
 
 class LastLevelCache(wiring.Component):
-    """A shared, non-inclusive, write-back cache with a snoop filter, and DDIO for devices. Domain ``uncore``.
+    """A shared write-back cache with a snoop filter, and DDIO for devices. Domain ``uncore``.
 
     **Transactions.** An Acquire or a device's request takes one of ``llc.slots`` slots, waits there until a lookup of
     the configured latency would be due, and then makes passes through one pipeline (:class:`Decide`): read the rows
     of its set, decide, act. What it waits for in between (ProbeAck, DRAM, its turn to commit) makes it ready for the
     next pass. Its line lies in its *line buffer*; a second, *spare* buffer holds a line that leaves the cache for it.
-    A slot locks its set of the snoop filter (which fixes the low bits of the set of the cache) until it is done:
-    a request for a locked set waits at the port. So no two slots ever work on one row of either array.
+    A slot locks its set of the snoop filter (which fixes the low bits of the set of the cache), in all slices, until it is
+    done: a request for a locked set waits at the port. So no two slots ever work on one row of either array.
+
+    **Slices.** A hash of the address (:mod:`~hw.mem.llc_hash`) says in which of ``llc.slices`` equal parts of the arrays a line
+    belongs. All are served by the one pipeline, a transaction per cycle.
 
     **Coherence.** The snoop filter knows every line a private cache may hold: its sharers, and whether the one holder
     may write. It is never wrong towards "nobody": lines leave it by a Release, or by a Probe (back-invalidation).
-    Evicting a line from the last level leaves private copies alone. Clients Release clean lines too.
+    Clients Release clean lines too. With ``llc.inclusion = "non-inclusive"`` evicting a line from the last level leaves
+    private copies alone. With ``"inclusive"`` every line of the snoop filter is in the cache: who needs a way of a line that
+    private caches hold calls it back first. In both a core's miss fills the cache, and a hit leaves the line there.
+
+    **Ways.** ``control`` says in which ways a core or a device may allocate (:class:`~hw.mem.llc_registers.LlcRegisters`);
+    a line is found in whichever it is.
 
     **Devices.** A read never allocates. With DDIO a write updates the line in whichever way holds it, and else
-    allocates in the last ``llc.ddio_ways`` ways only; without, and ``around`` the caches, it goes to DRAM and
-    invalidates the line. Part of a line is merged with the current line first; no bytes at all only write back what
+    allocates in the ways of ``io_mask`` only; without (``allocating_writes`` is low as it is accepted), and ``around``
+    the caches, it goes to DRAM and invalidates the line. Part of a line is merged with the current line first; no bytes at all only write back what
     is dirty. Writes prepare in parallel and become visible in the order in which they were accepted.
 
     **Releases.** Each client has ``l2.releases`` slots of its own for them. A Release waits there for the lock of its
@@ -94,32 +102,34 @@ class LastLevelCache(wiring.Component):
             {
                 "client": In(TileLink()).array(layouts.clients),
                 "device": In(DeviceMemory()),
-                "dram": Out(DramPort()),
+                "dram": Out(DramPort()).array(1),
+                "control": In(layouts.control, init=layouts.control_init),
                 "now": In(NOW_WIDTH),
                 "quiet": Out(1),
             }
         )
         self._wait_cycles = llc.latency - PIPELINE_LATENCY
-        self._ddio_mask = ((1 << llc.ddio_ways) - 1) << (llc.ways - llc.ddio_ways)
 
         # Arrays
         self.tags = TagArray(
-            sets=layouts.sets,
+            sets=layouts.rows,
             ways=layouts.ways,
             tag_width=layouts.tag_width,
             fields=layouts.cache_fields,
             domain="uncore",
+            replacement=llc.replacement,
         )
         self.snoop_filter = TagArray(
-            sets=layouts.filter_sets,
+            sets=layouts.filter_rows,
             ways=layouts.filter_ways,
             tag_width=layouts.filter_tag_width,
             fields=layouts.filter_fields,
             domain="uncore",
+            also=layouts.inclusive,
         )
-        self.data = RAM(width=LINE_BITS, depth=layouts.sets * layouts.ways, domain="uncore")
+        self.data = RAM(width=LINE_BITS, depth=layouts.lines, domain="uncore")
         self.line_buffers = LineBuffers(layouts, layouts.clients + 2, "uncore")
-        self.decide = Decide(layouts, self.tags, self.snoop_filter, ddio=llc.ddio)
+        self.decide = Decide(layouts, self.tags, self.snoop_filter)
 
         # Queues
         grant = data.StructLayout({"opcode": OpcodeD, "param": Cap, "source": SOURCE_WIDTH, "sink": SINK_WIDTH})
@@ -155,17 +165,33 @@ class LastLevelCache(wiring.Component):
         self.core_misses = Counter("uncore", "Acquires that had to read DRAM")
         self.device_write_update = Counter("uncore", "device writes that hit and updated the line (DDIO)")
         self.device_write_allocate = Counter("uncore", "device writes that missed and allocated (DDIO)")
+        self.itom_hit = Counter("uncore", "... of whole lines that hit (pcm-pcie: PCIe writes, ItoM, hit)")
+        self.itom_miss = Counter("uncore", "... of whole lines that missed (ItoM, miss)")
+        self.rfo_hit = Counter("uncore", "... of parts of lines that hit (pcm-pcie: PCIe partial writes, RFO, hit)")
+        self.rfo_miss = Counter("uncore", "... of parts of lines that missed (RFO, miss)")
         self.device_write_dram = Counter("uncore", "device writes sent to DRAM (DDIO off, or around the caches)")
-        self.device_read_hit = Counter("uncore", "device reads served without DRAM")
-        self.device_read_miss = Counter("uncore", "device reads that had to read DRAM")
+        self.device_read_hit = Counter("uncore", "device reads served without DRAM (pcm-pcie: PCIeRdCur, hit)")
+        self.device_read_miss = Counter("uncore", "device reads that had to read DRAM (PCIeRdCur, miss)")
         self.probes_sent = Counter("uncore", "Probes sent to private caches")
-        self.back_invalidations = Counter("uncore", "lines called back to make room in the snoop filter")
+        self.back_invalidations = Counter(
+            "uncore", "lines called back to make room in the snoop filter or in an inclusive cache"
+        )
         self.dram_reads = Counter("uncore", "lines read from DRAM")
         self.dram_writes = Counter("uncore", "lines written to DRAM")
         self.evict_dirty = Counter("uncore", "dirty lines evicted")
+        self.evict_by_core = Counter("uncore", "lines evicted by what a core missed")
+        self.evict_by_release = Counter("uncore", "lines evicted by what a private cache evicted")
+        self.evict_by_device = Counter("uncore", "lines evicted by a device's write")
         self.io_lines_evicted_unread = Counter(
-            "uncore", "lines evicted after a device wrote them and before anyone read them"
+            "uncore", "lines evicted after a device wrote them and before anyone read them (leaky DMA)"
         )
+        ways = range(self.layouts.ways)
+        self.occupancy_io = [Gauge("uncore", f"lines in way {way} that a device allocated") for way in ways]
+        self.occupancy_core = [Gauge("uncore", f"lines in way {way} that a core allocated") for way in ways]
+        self.occupancy_class = [
+            Gauge("uncore", f"lines that cores of class of service {number} allocated")
+            for number in range(CLASSES_OF_SERVICE)
+        ]
 
     def _registers(self):
         slots = self.layouts.all_slots
@@ -173,9 +199,11 @@ class LastLevelCache(wiring.Component):
         self._free = Signal(slots, init=(1 << slots) - 1)
         self._ready = Signal(slots)  # wants a pass
         self._draining = Signal(slots)  # has a line on its way to DRAM in one of its buffers
+        self._filling = Signal(slots)  # its spare is on its way to the cache, and the next pass may replace that very line
         self._probed = Signal(slots)
         self._kept = Signal(slots)
         self._evicting = Signal(slots)
+        self._replacing = Signal(slots)
         self._have_line = Signal(slots)
         self._dirty = Signal(slots)
         self._fetched = Signal(slots)
@@ -194,10 +222,13 @@ class LastLevelCache(wiring.Component):
         self._s1_slot = Signal(self.layouts.slot_width)
         self._s1_request = Signal(self.layouts.request)
         self._s1_line = Signal(self.layouts.line_width)
+        self._s1_slice = Signal(self.layouts.slice_width)
         self._s2_valid = Signal()
         self._s2_slot = Signal(self.layouts.slot_width)
         self._s2_request = Signal(self.layouts.request)
         self._s2_line = Signal(self.layouts.line_width)
+        self._s2_slice = Signal(self.layouts.slice_width)
+        self._s2_occupancy = Signal(self.layouts.occupancy)
         self._s2 = Signal(self.layouts.actions)
         self._s3_fill = Signal()
         self._s3_place = Signal.like(self.line_buffers.fill_place)
@@ -273,26 +304,29 @@ class LastLevelCache(wiring.Component):
     def _choose(self, m):
         """Stage 0: a ready slot, in turn, reads the rows of its set."""
         candidates = Signal(self.layouts.all_slots)
-        m.d.comb += candidates.eq(self._ready & ~self._draining)
+        m.d.comb += candidates.eq(self._ready & ~self._draining & ~self._filling)
         slot = round_robin(m, candidates, self._s1_slot, "chosen")
         request = self._requests.read_port(domain="comb")
         victim = self._victims.read_port(domain="comb")
         line = Signal(self.layouts.line_width)
+        slice_ = Signal(self.layouts.slice_width)
         m.d.comb += [request.addr.eq(slot), victim.addr.eq(slot)]
         m.d.uncore += self._s1_valid.eq(candidates.any())
         with m.If(candidates.any()):
             m.d.comb += [
                 self._chosen.eq(one_hot(slot, self.layouts.all_slots)),
                 line.eq(Mux((self._evicting & self._chosen).any(), victim.data, request.data.line)),
+                slice_.eq(self.layouts.slice(line)),
                 self.tags.read.eq(1),
-                self.tags.set.eq(line),
+                self.tags.set.eq(self.layouts.row(line, slice_)),
                 self.snoop_filter.read.eq(1),
-                self.snoop_filter.set.eq(line),
+                self.snoop_filter.set.eq(self.layouts.filter_row(line, slice_)),
             ]
             m.d.uncore += [
                 self._s1_slot.eq(slot),
                 self._s1_request.eq(request.data),
                 self._s1_line.eq(line),
+                self._s1_slice.eq(slice_),
             ]
 
     def _pass(self, m):
@@ -301,9 +335,8 @@ class LastLevelCache(wiring.Component):
         device_write = request.kind == SlotKind.DEVICE_WRITE
         slot = self._s1_mask
         m.d.comb += [
-            self.tags.candidates.eq(~0),
             self.snoop_filter.candidates.eq(~0),
-            self.data.read_address.eq(Cat(line[: self.layouts.set_width], decide.actions.way)),
+            self.data.read_address.eq(self.layouts.place(line, self._s1_slice, decide.actions.way)),
         ]
         oldest = self.write_order.output
         m.d.uncore += self._s2_valid.eq(self._s1_valid)
@@ -325,16 +358,36 @@ class LastLevelCache(wiring.Component):
                 oldest.ready.eq(decide.actions.commit),
             ]
             with m.If(device_write):
-                m.d.comb += self.tags.candidates.eq(self._ddio_mask)
+                m.d.comb += self.tags.candidates.eq(self.control.io_mask)
+            with m.Else():
+                m.d.comb += [
+                    self.tags.candidates.eq(self.control.core_masks[request.client]),
+                    decide.owner.eq(self.control.core_classes[request.client] + 1),
+                ]
+            if self.layouts.inclusive:
+                victim_line = Cat(line[: self.layouts.set_width], self.tags.result.victim.tag)
+                m.d.comb += [
+                    self.snoop_filter.also_tag.eq(victim_line >> self.layouts.filter_set_width),
+                    decide.victim_held.eq(self.snoop_filter.also_hit),
+                    decide.victim_sharers.eq(self.snoop_filter.also_found.sharers),
+                ]
             progress = decide.progress
-            for name in ("probed", "kept", "evicting", "have_line", "dirty", "fetched", "taken"):
+            for name in ("probed", "kept", "evicting", "replacing", "have_line", "dirty", "fetched", "taken"):
                 m.d.comb += progress[name].eq((getattr(self, f"_{name}") & slot).any())
             m.d.comb += progress.oldest.eq(oldest.valid & (oldest.payload == self._s1_slot))
             m.d.uncore += [
                 self._s2_slot.eq(self._s1_slot),
                 self._s2_request.eq(request),
                 self._s2_line.eq(line),
+                self._s2_slice.eq(self._s1_slice),
                 self._s2.eq(decide.actions),
+                self._s2_occupancy.way.eq(decide.actions.way),
+                self._s2_occupancy.enter.eq(decide.events.enter),
+                self._s2_occupancy.new.eq(decide.owner),
+                self._s2_occupancy.leave.eq(decide.events.leave),
+                self._s2_occupancy.old.eq(
+                    Mux(self.tags.result.hit, self.tags.result.found.owner, self.tags.result.victim.owner)
+                ),
             ]
         victim = self._victims.write_port(domain="uncore")
         m.d.comb += [
@@ -366,7 +419,7 @@ class LastLevelCache(wiring.Component):
                 self._s3_fill.eq(act.fill),
                 self._s3_place.spare.eq(act.fill_spare),
                 self._s3_place.slot.eq(self._s2_slot),
-                self._s3_address.eq(Cat(self._s2_line[: self.layouts.set_width], act.way)),
+                self._s3_address.eq(self.layouts.place(self._s2_line, self._s2_slice, act.way)),
             ]
         with m.If(self._s3_fill):
             m.d.uncore += self._s4_address.eq(self._s3_address)
@@ -474,6 +527,7 @@ class LastLevelCache(wiring.Component):
                         ]
                 with m.Case(clients):
                     write = device.payload.op == MemoryOp.WRITE
+                    around = device.payload.around | ~self.control.allocating_writes
                     m.d.comb += [
                         device.ready.eq(1),
                         new.kind.eq(Mux(write, SlotKind.DEVICE_WRITE, SlotKind.DEVICE_READ)),
@@ -481,8 +535,8 @@ class LastLevelCache(wiring.Component):
                         new.tag.eq(device.payload.tag),
                         new.packet.eq(device.payload.packet),
                         new.full.eq(device.payload.mask.all()),
-                        new.empty.eq(~device.payload.mask.any() & (device.payload.around | (not self.decide.ddio))),
-                        new.around.eq(device.payload.around),
+                        new.empty.eq(~device.payload.mask.any() & around),
+                        new.around.eq(around),
                         self.write_order.push.eq(write),
                     ]
 
@@ -664,7 +718,7 @@ class LastLevelCache(wiring.Component):
             buffers.move_to.slot.eq(self._c_slot),
             buffers.move_to.spare.eq(self._c_spare),
         ]
-        wiring.connect(m, wiring.flipped(self.dram.response), buffers.arrived)
+        wiring.connect(m, wiring.flipped(self.dram[0].response), buffers.arrived)
         with m.If(buffers.arrived.valid & buffers.arrived.ready):
             m.d.comb += self._arrived.eq(one_hot(buffers.arrived.payload.tag, self.layouts.all_slots))
         for i, output in enumerate(outputs):
@@ -699,7 +753,7 @@ class LastLevelCache(wiring.Component):
             self.device.response.payload.tag.eq(response.payload.header.tag),
             self.device.response.payload.packet.eq(response.payload.header.packet),
         ]
-        wiring.connect(m, wiring.flipped(self.dram.request), self.dram_requests.output)
+        wiring.connect(m, wiring.flipped(self.dram[0].request), self.dram_requests.output)
 
     # State
 
@@ -735,8 +789,13 @@ class LastLevelCache(wiring.Component):
             self._free.eq((self._free & ~restarted) | freed | self._acknowledged | where(act.free, sent)),
             self._ready.eq((self._ready & ~self._chosen) | woken),
             self._draining.eq((self._draining & ~drained) | where(self.decide.actions.dram_write, pass_)),
+            self._filling.eq(
+                (self._filling & ~where(self._s3_fill, one_hot(self._s3_place.slot, slots)))
+                | where(next_.evicted & self.decide.actions.fill, pass_)
+            ),
             self._probed.eq((self._probed & ~restarted) | where(next_.probed, pass_)),
             self._evicting.eq((self._evicting & ~where(next_.evicted, pass_)) | where(next_.evicting, pass_)),
+            self._replacing.eq((self._replacing & ~where(next_.evicted, pass_)) | where(next_.replacing, pass_)),
             self._have_line.eq((self._have_line & ~restarted) | (self._returned & ~self._evicting) | self._arrived),
             self._dirty.eq((self._dirty & ~restarted & ~where(next_.evicted, pass_)) | self._returned),
             self._kept.eq((self._kept & ~restarted) | self._staying),
@@ -756,7 +815,7 @@ class LastLevelCache(wiring.Component):
         """Probes and counters."""
         events, line, request = self.decide.events, self._s1_line, self._s1_request
         actions, cache = self.decide.actions, self.decide.cache
-        dram = self.dram.request
+        dram = self.dram[0].request
         handed = dram.valid & dram.ready
         read = handed & (dram.payload.op == MemoryOp.READ)
         write = handed & (dram.payload.op == MemoryOp.WRITE)
@@ -764,8 +823,9 @@ class LastLevelCache(wiring.Component):
         self.device_read.emit(m, actions.respond, line=line, packet=request.packet, hit=~self.decide.progress.fetched)
         self.dram_read.emit(m, read, line=dram.payload.line)
         self.dram_write.emit(m, write, line=dram.payload.line)
+        replaced = self.decide.progress.evicting  # by itself, else by the request
         victim = Cat(line[: self.layouts.set_width], cache.victim.tag)
-        self.evict.emit(m, events.evict, line=victim, way=cache.victim_way)
+        self.evict.emit(m, events.evict, line=Mux(replaced, line, victim), way=actions.way)
         self.core_hits.increment(m, events.core_hit)
         self.core_misses.increment(m, events.core_miss)
         self.device_write_update.increment(m, events.write_update)
@@ -778,13 +838,40 @@ class LastLevelCache(wiring.Component):
         self.dram_reads.increment(m, read)
         self.dram_writes.increment(m, write)
         self.evict_dirty.increment(m, events.evict_dirty)
+        by_device = request.kind == SlotKind.DEVICE_WRITE
+        by_release = request.kind == SlotKind.RELEASE
+        self.itom_hit.increment(m, events.write_update & request.full)
+        self.itom_miss.increment(m, events.write_allocate & request.full)
+        self.rfo_hit.increment(m, events.write_update & ~request.full)
+        self.rfo_miss.increment(m, events.write_allocate & ~request.full)
+        self.evict_by_core.increment(m, events.evict & ~by_device & ~by_release)
+        self.evict_by_release.increment(m, events.evict & by_release)
+        self.evict_by_device.increment(m, events.evict & by_device)
         self.io_lines_evicted_unread.increment(m, events.evict_unread)
+        self._count_lines(m)
+
+    def _count_lines(self, m):
+        """How many lines of each owner there are, one cycle after a pass changed it."""
+        change = self._s2_occupancy
+        with m.If(self._s2_valid & (change.enter | change.leave)):
+            new_io, old_io = change.new == 0, change.old == 0
+            for way in range(self.layouts.ways):
+                here = change.way == way
+                for gauge, new, old in (
+                    (self.occupancy_io[way], new_io, old_io),
+                    (self.occupancy_core[way], ~new_io, ~old_io),
+                ):
+                    gauge.change(m, here & change.enter & new, here & change.leave & old)
+            for number, gauge in enumerate(self.occupancy_class):
+                gauge.change(
+                    m, change.enter & (change.new == number + 1), change.leave & (change.old == number + 1)
+                )
 
     def _tell_quiet(self, m):
         """Nothing in the pipeline, nothing to choose, accept or send. The queue of lookups has its timer."""
         busy = [
             self._acceptable,
-            self.dram.response.valid,
+            self.dram[0].response.valid,
             *(client.c.valid for client in self.client),
             *(client.e.valid for client in self.client),
             (self._ready & ~self._draining).any(),

@@ -23,16 +23,17 @@ class Decide(wiring.Component):
     2. a Release updates filter and cache and is acknowledged;
     3. other holders must give up the line (before a write), or its owner must share it (before a read): probe;
     4. an Acquire finds no room in the snoop filter: back-invalidate the least recently acquired line;
-    5. everybody else has answered: use the line a core returned, else the cache's, else fetch it from DRAM
+    5. the cache is inclusive, and the line that has to make room in it is held: back-invalidate that line. When it has come
+       back (1.) it leaves the cache too;
+    6. everybody else has answered: use the line a core returned, else the cache's, else fetch it from DRAM
        and pass again when it is there. A device write that is ready but not the oldest waits for its turn.
 
     Where a dirty line returned by a core goes: into the cache on a hit; on a miss, it allocates, except
     for a device read, which never allocates and writes it to DRAM.
     """
 
-    def __init__(self, layouts: LlcLayouts, tags: TagArray, snoop_filter: TagArray, *, ddio: bool):
+    def __init__(self, layouts: LlcLayouts, tags: TagArray, snoop_filter: TagArray):
         self._layouts = layouts
-        self.ddio = ddio
         super().__init__(
             {
                 "valid": In(1),
@@ -41,6 +42,9 @@ class Decide(wiring.Component):
                 "line": In(layouts.line_width),
                 "cache": In(tags.result_layout),
                 "filter": In(snoop_filter.result_layout),
+                "owner": In(layouts.owner_width),  # of what the request allocates
+                "victim_held": In(1),  # inclusive: the line to be replaced is in private caches,
+                "victim_sharers": In(layouts.clients),  # ... these
                 "cache_update": Out(tags.update_layout),
                 "filter_update": Out(snoop_filter.update_layout),
                 "actions": Out(layouts.actions),
@@ -90,6 +94,8 @@ class Decide(wiring.Component):
                 ]
             with m.Elif((request.kind == SlotKind.ACQUIRE) & ~self.filter.hit & self.filter.victim.valid):
                 self._back_invalidate(m)
+            with m.Elif(self._displaces_held()):
+                self._call_victim_back(m)
             with m.Else():
                 remaining = Signal(self._layouts.clients)
                 with m.If(~progress.probed | (progress.kept & ~for_writing)):
@@ -114,13 +120,51 @@ class Decide(wiring.Component):
             self.events.back_invalidate.eq(1),
         ]
 
+    def _displaces_held(self):
+        """Whether the request will allocate in the place of a line that private caches hold, if they may not keep it."""
+        if not self._layouts.inclusive:
+            return Const(0)
+        kind = self.request.kind
+        allocates = (kind == SlotKind.ACQUIRE) | ((kind == SlotKind.DEVICE_WRITE) & ~self.request.around)
+        return allocates & ~self.cache.hit & self.cache.victim.valid & self.victim_held
+
+    def _call_victim_back(self, m):
+        m.d.comb += [
+            self.actions.probe.eq(self.victim_sharers),
+            self.actions.probe_line.eq(Cat(self.line[: self._layouts.set_width], self.cache.victim.tag)),
+            self.actions.cap.eq(Cap.TO_N),
+            self.next.evicting.eq(1),
+            self.next.replacing.eq(1),
+            self.events.back_invalidate.eq(1),
+        ]
+
+    def _finish_replacing(self, m):
+        """The line called back leaves the cache, too: to DRAM what a core returned, else what the cache has."""
+        returned, found = self.progress.dirty, self.cache.found
+        m.d.comb += [
+            self.cache_update.write.eq(self.cache.hit),
+            self.cache_update.way.eq(self.cache.way),
+            self.actions.dram_write.eq(returned | found.dirty),
+            self.actions.write_spare.eq(1),
+            self.actions.write_line.eq(self.line),
+            self.actions.load.eq(~returned & found.dirty),
+            self.actions.load_spare.eq(1),
+            self.events.evict.eq(1),
+            self.events.evict_dirty.eq(returned | found.dirty),
+            self.events.evict_unread.eq(found.unread),
+            self.events.leave.eq(1),
+        ]
+
     def _finish_back_invalidation(self, m):
         m.d.comb += [
             self.filter_update.write.eq(1),
             self.filter_update.way.eq(self.filter.way),
             self.next.evicted.eq(1),
         ]
-        with m.If(self.progress.dirty):
+        if self._layouts.inclusive:
+            with m.If(self.progress.replacing):
+                self._finish_replacing(m)
+        with m.If(self.progress.dirty & ~self.progress.replacing):
             with m.If(self.cache.hit):
                 m.d.comb += [self._store.eq(1), self._store_dirty.eq(1), self.actions.fill_spare.eq(1)]
             with m.Else():
@@ -201,7 +245,7 @@ class Decide(wiring.Component):
                 self.filter_update.write.eq(self.filter.hit),
                 self.filter_update.way.eq(self.filter.way),
             ]
-            with m.If(Const(self.ddio) & ~request.around):
+            with m.If(~request.around):
                 m.d.comb += [
                     self._store.eq(1),
                     self._store_dirty.eq(1),
@@ -217,6 +261,7 @@ class Decide(wiring.Component):
                     self.cache_update.write.eq(cache.hit),
                     self.cache_update.way.eq(cache.way),
                     self.events.write_dram.eq(1),
+                    self.events.leave.eq(cache.hit),
                 ]
 
     def _set_holders(self, m, way, sharers, exclusive):
@@ -254,9 +299,15 @@ class Decide(wiring.Component):
                 entry.valid.eq(1),
                 entry.dirty.eq(self._store_dirty | (cache.hit & cache.found.dirty)),
                 entry.unread.eq(by_device),
+                entry.owner.eq(Mux(cache.hit, cache.found.owner, self.owner)),
+                self.events.enter.eq(~cache.hit),
             ]
             with m.If(~cache.hit & cache.victim.valid):
-                m.d.comb += [self.events.evict.eq(1), self.events.evict_unread.eq(cache.victim.unread)]
+                m.d.comb += [
+                    self.events.evict.eq(1),
+                    self.events.evict_unread.eq(cache.victim.unread),
+                    self.events.leave.eq(1),
+                ]
                 with m.If(cache.victim.dirty):
                     m.d.comb += [
                         self.actions.load.eq(1),

@@ -1,13 +1,15 @@
 """Sizes and records of the last-level cache, derived once from the machine."""
 
+from amaranth.hdl import Cat
 from amaranth.lib import data, enum
 from amaranth.utils import ceil_log2
 
 from hw.bus.memory import PACKET_WIDTH
 from hw.bus.tilelink import Cap
-from hw.config import MachineConfig
+from hw.config import CLASSES_OF_SERVICE, MachineConfig
 
 from .llc_bits import index_width
+from .llc_hash import slice_of
 
 __all__ = ["LlcLayouts", "SlotKind"]
 
@@ -35,8 +37,11 @@ class LlcLayouts:
         self.client_releases = config.l2.releases
         self.release_slots = self.client_releases * self.clients
         self.all_slots = self.slots + self.release_slots
+        self.slices, self.inclusive = llc.slices, llc.inclusion == "inclusive"
+        #: Sets are those of one slice; a *row* is a set of some slice.
         self.ways, self.sets = llc.ways, llc.sets
         self.filter_ways, self.filter_sets = llc.snoop_filter_ways, llc.snoop_filter_sets
+        self.rows, self.filter_rows = self.slices * self.sets, self.slices * self.filter_sets
         self.set_width = ceil_log2(self.sets)
         self.filter_set_width = ceil_log2(self.filter_sets)
         #: Bits of a line address inside DRAM: what lies above is ignored.
@@ -46,12 +51,32 @@ class LlcLayouts:
         self.slot_width = index_width(self.all_slots)
         self.way_width = index_width(self.ways)
         self.client_width = index_width(self.clients)
+        self.slice_width = ceil_log2(self.slices)
+        self.lines = self.rows * self.ways
 
+        #: Who allocated a line: 0 a device, n + 1 a core of class of service n.
+        self.owner_width = ceil_log2(1 + CLASSES_OF_SERVICE)
         #: Beside tag and valid. ``unread``: written by a device, not read since.
-        self.cache_fields = {"dirty": 1, "unread": 1}
+        self.cache_fields = {"dirty": 1, "unread": 1, "owner": self.owner_width}
         #: Beside tag and valid. ``exclusive``: the one holder may write, and may have written.
         self.filter_fields = {"sharers": self.clients, "exclusive": 1}
 
+        #: What the registers say. Masks are of the ways in which lines may be allocated.
+        self.control = data.StructLayout(
+            {
+                "io_mask": self.ways,
+                "core_masks": data.ArrayLayout(self.ways, self.clients),
+                "core_classes": data.ArrayLayout(ceil_log2(CLASSES_OF_SERVICE), self.clients),
+                "allocating_writes": 1,  # device writes go to the cache
+            }
+        )
+        #: ... at the start.
+        self.control_init = {
+            "io_mask": llc.io_mask,
+            "core_masks": [llc.class_mask(llc.core_class(core)) for core in range(self.clients)],
+            "core_classes": [llc.core_class(core) for core in range(self.clients)],
+            "allocating_writes": llc.ddio,
+        }
         #: What a slot was asked; constant while it is taken.
         self.request = data.StructLayout(
             {
@@ -73,7 +98,8 @@ class LlcLayouts:
             {
                 "probed": 1,  # the holders of its line have answered
                 "kept": 1,  # the probed owner stays a sharer
-                "evicting": 1,  # it back-invalidates a line to make room in the snoop filter
+                "evicting": 1,  # it calls a line back to make room, in the snoop filter or
+                "replacing": 1,  # ... in the (inclusive) cache
                 "have_line": 1,  # its line buffer holds the line
                 "dirty": 1,  # what a core returned (while evicting: in the spare buffer) is newer than the cache
                 "fetched": 1,  # DRAM has answered
@@ -105,7 +131,7 @@ class LlcLayouts:
             }
         )
         #: What a pass changes in the progress of its slot.
-        self.next = data.StructLayout({"probed": 1, "evicting": 1, "evicted": 1, "prepared": 1})
+        self.next = data.StructLayout({"probed": 1, "evicting": 1, "replacing": 1, "evicted": 1, "prepared": 1})
         #: What a pass tells the observers.
         self.events = data.StructLayout(
             {
@@ -120,5 +146,28 @@ class LlcLayouts:
                 "evict": 1,
                 "evict_dirty": 1,
                 "evict_unread": 1,
+                "enter": 1,  # a way holds another line than before
+                "leave": 1,  # a way no longer holds the line it held
             }
         )
+        #: What enters and leaves, for the count of occupied ways.
+        self.occupancy = data.StructLayout(
+            {"way": self.way_width, "enter": 1, "new": self.owner_width, "leave": 1, "old": self.owner_width}
+        )
+
+    def slice(self, line):
+        """The slice of a line."""
+        return slice_of(line, self.slices)
+
+    def row(self, line, slice_):
+        """Where a line's set lies in the arrays of the cache."""
+        return Cat(line[: self.set_width], slice_)
+
+    def filter_row(self, line, slice_):
+        """Where a line's set lies in the arrays of the snoop filter."""
+        return Cat(line[: self.filter_set_width], slice_)
+
+    def place(self, line, slice_, way):
+        """Where a line lies that is in a way of its set."""
+        within = way if self.slices == 1 else slice_ * self.ways + way
+        return Cat(line[: self.set_width], within)

@@ -1,14 +1,24 @@
 """Turns the cores' MMIO into packets for the card, and into interrupts for cores."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.bus.core import MmioPort, MmioRequest
+from hw.bus.memory import RegisterPort
 from hw.bus.tilelink import LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
 from hw.bus.tlp import TlpStream, TlpType
 from hw.lib.probe import Counter, Probe
-from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES
+from hw.memory_map import (
+    BAR0_BASE,
+    BAR0_BYTES,
+    BAR3_BASE,
+    BAR3_BYTES,
+    MSR_BASE,
+    MSR_BYTES,
+    ROOT_PORT_BASE,
+    ROOT_PORT_BYTES,
+)
 
 from .messages import CORE_WIDTH, InterruptMessage, interrupt_core, is_interrupt
 from .round_robin import round_robin
@@ -30,15 +40,18 @@ class MmioBridge(wiring.Component):
     packet: a MEMORY_WRITE, or a MEMORY_READ whose tag is the core's number. A write of one aligned 32-bit word to the
     interrupt window, for a core that exists, is an interrupt for that core: what an x86 core sends by writing the
     interrupt command register of its local APIC, with fixed delivery and physical destination (Intel SDM, volume 3,
-    section 11.6.1). A core's requests are taken in order, and none while its read is unanswered. Anything else belongs
+    section 11.6.1). An aligned access of 4 or 8 bytes to the windows of the platform's own registers
+    (:mod:`hw.uncore_registers`) is done at once. A core's requests are taken in order, and none while its read is unanswered. Anything else belongs
     to nobody: reads give all ones at once, writes are dropped.
 
-    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered with all ones, at t + 1.
+    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered by the platform or with all
+    ones, at t + 1.
 
     Ports:
         mmio: one per core.
         packet: to the link.
         interrupt: from one core to another.
+        registers: to the platform's own registers.
         answer: to the core that reads, in the cycle in which it is offered.
         reading: per core, a packet has been sent and its completion has not come.
         wide: per core, its read is of 8 bytes.
@@ -64,6 +77,7 @@ class MmioBridge(wiring.Component):
                 "mmio": In(MmioPort()).array(cores),
                 "packet": Out(TlpStream),
                 "interrupt": Out(stream.Signature(InterruptMessage)),
+                "registers": Out(RegisterPort()),
                 "answer": In(stream.Signature(MmioAnswer)),
                 "reading": Out(cores),
                 "wide": Out(cores),
@@ -77,14 +91,15 @@ class MmioBridge(wiring.Component):
         """Choose a request, make the packet, then answer."""
         m = Module()
         busy = Signal(self.cores)
-        nobody = Signal(self.cores)  # the read is to be answered with all ones
-        accept = self._request(m, busy, nobody)
-        responded = self._respond(m, busy, nobody)
+        here = Signal(self.cores)  # the read is to be answered here: with what a register of the platform holds, or all ones
+        answers = [Signal(64, name=f"answer{core}") for core in range(self.cores)]
+        accept = self._request(m, busy, here, answers)
+        responded = self._respond(m, busy, here, answers)
         sent = (self.packet.valid & self.packet.ready) | (self.interrupt.valid & self.interrupt.ready)
         m.d.comb += self.active.eq(accept | responded | self.completed | sent)
         return m
 
-    def _request(self, m: Module, busy: Signal, nobody: Signal) -> Signal:
+    def _request(self, m: Module, busy: Signal, here: Signal, answers: list[Signal]) -> Signal:
         """Take a request when what the one before it became has gone; returns whether one is taken."""
         offered, gone = Signal(), Signal()
         to_core = Signal()  # what is offered is an interrupt
@@ -101,7 +116,7 @@ class MmioBridge(wiring.Component):
         ]
 
         request = Signal(MmioRequest)
-        claimed, interrupts = Signal(), Signal()
+        claimed, interrupts, platform = Signal(), Signal(), Signal()
         with m.If(accept):
             for core, port in enumerate(self.mmio):
                 with m.If(choice == core):
@@ -111,10 +126,23 @@ class MmioBridge(wiring.Component):
                 (request.address >= base) & (end <= base + size)
                 for base, size in ((BAR0_BASE, BAR0_BYTES), (BAR3_BASE, BAR3_BYTES))
             ).any()
+            in_platform = Cat(
+                (request.address >= base) & (end <= base + size)
+                for base, size in ((MSR_BASE, MSR_BYTES), (ROOT_PORT_BASE, ROOT_PORT_BYTES))
+            ).any()
+            aligned = ((request.size == 4) & (request.address % 4 == 0)) | (
+                (request.size == 8) & (request.address % 8 == 0)
+            )
             whole_words = ((request.size == 4) | (request.size == 8)) & (request.address % 4 == 0)
             one_line = request.address % LINE_BYTES + request.size <= LINE_BYTES
             m.d.comb += [
                 claimed.eq(in_bar & whole_words & one_line),
+                platform.eq(in_platform & aligned),
+                self.registers.write.eq(platform & request.write),
+                self.registers.address.eq(request.address),
+                self.registers.size.eq(request.size),
+                self.registers.core.eq(choice),
+                self.registers.data.eq(request.data),
                 interrupts.eq(request.write & is_interrupt(request.address, request.size, self.cores)),
             ]
             m.d.uncore += [last.eq(choice), self.wide.bit_select(choice, 1).eq(request.size == 8)]
@@ -122,7 +150,8 @@ class MmioBridge(wiring.Component):
                 m.d.uncore += [
                     busy.bit_select(choice, 1).eq(1),
                     self.reading.bit_select(choice, 1).eq(claimed),
-                    nobody.bit_select(choice, 1).eq(~claimed),
+                    here.bit_select(choice, 1).eq(~claimed),
+                    Array(answers)[choice].eq(Mux(platform, self.registers.value, (1 << 64) - 1)),
                 ]
         with m.If(accept & (claimed | interrupts)):
             m.d.uncore += [held.eq(request), held.core.eq(choice), offered.eq(1), to_core.eq(interrupts)]
@@ -154,27 +183,27 @@ class MmioBridge(wiring.Component):
         self.reads.increment(m, accept & claimed & ~request.write)
         self.writes.increment(m, accept & claimed & request.write)
         self.interrupts.increment(m, accept & interrupts)
-        self.unclaimed.increment(m, accept & ~(claimed | interrupts))
+        self.unclaimed.increment(m, accept & ~(claimed | interrupts | platform))
         return accept
 
-    def _respond(self, m: Module, busy: Signal, nobody: Signal) -> Signal:
+    def _respond(self, m: Module, busy: Signal, here: Signal, answers: list[Signal]) -> Signal:
         """Hand answers to the cores; returns whether one goes."""
         gone = Signal(self.cores)
         core_of_response, data_of_response = Signal(CORE_WIDTH), Signal(64)
         for core, port in enumerate(self.mmio):
             answered = self.answer.valid & (self.answer.payload.core == core)
             m.d.comb += [
-                port.response.valid.eq(nobody[core] | answered),
+                port.response.valid.eq(here[core] | answered),
                 port.response.payload.data.eq(self.answer.payload.data),
                 gone[core].eq(port.response.valid & port.response.ready),
             ]
-            with m.If(nobody[core]):
-                m.d.comb += port.response.payload.data.eq(Mux(self.wide[core], (1 << 64) - 1, (1 << 32) - 1))
+            with m.If(here[core]):
+                m.d.comb += port.response.payload.data.eq(Mux(self.wide[core], answers[core], answers[core][:32]))
             with m.If(answered):
                 m.d.comb += self.answer.ready.eq(port.response.ready)
             with m.If(gone[core]):
                 m.d.comb += [core_of_response.eq(core), data_of_response.eq(port.response.payload.data)]
-                m.d.uncore += [busy[core].eq(0), nobody[core].eq(0)]
+                m.d.uncore += [busy[core].eq(0), here[core].eq(0)]
             with m.If(self.completed & (self.completed_core == core)):
                 m.d.uncore += self.reading[core].eq(0)
         self.response.emit(m, gone.any(), core=core_of_response, data=data_of_response)

@@ -5,7 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from hw.bus.core import Interrupt, MmioPort
-from hw.bus.memory import DeviceMemory
+from hw.bus.memory import DeviceMemory, RegisterPort
 from hw.bus.tlp import TlpPort
 from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
@@ -47,6 +47,7 @@ class RootComplex(wiring.Component):
         memory: the last level's port for devices.
         mmio: one per core.
         interrupt: one per core.
+        registers: to the platform's own registers.
         quiet: nothing would change.
     """
 
@@ -64,6 +65,7 @@ class RootComplex(wiring.Component):
                 "memory": Out(DeviceMemory()),
                 "mmio": In(MmioPort()).array(self.cores),
                 "interrupt": Out(stream.Signature(Interrupt)).array(self.cores),
+                "registers": Out(RegisterPort()),
                 "quiet": Out(1),
             }
         )
@@ -78,6 +80,7 @@ class RootComplex(wiring.Component):
         connect(m, flipped(self.link.receive), inbound.input)
         connect(m, inbound.read, self.read_engine.request)
         connect(m, inbound.message, self.messages.input)
+        connect(m, bridge.registers, flipped(self.registers))
         for outer, inner in zip(self.mmio, bridge.mmio, strict=True):
             connect(m, flipped(outer), inner)
         m.d.comb += [

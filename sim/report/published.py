@@ -24,6 +24,7 @@ __all__ = [
     "Run",
     "as_json",
     "beside",
+    "curve",
     "figures",
     "measure",
     "print_published",
@@ -125,13 +126,21 @@ QUANTITIES: Mapping[str, Callable[[Result], float]] = {
     "busy_percent": lambda result: _percent(result["cores"][0]["busy"], result["cores"][0]["idle"]),
     "packets_per_core_cycle": lambda result: 1 / sum(result["stages"].values()),
     "ddio_hit_percent": lambda result: _percent(
-        result["counters"]["llc.device_write_update"], result["counters"]["llc.device_write_allocate"]
+        result["counters"]["llc.itom_hit"], result["counters"]["llc.itom_miss"]
     ),
 }
 
 
 def _percent(part: float, rest: float) -> float:
     return 100 * part / (part + rest)
+
+
+@cache
+def curve(name: str) -> Mapping[str, Any]:
+    """A published curve: lists of equal length, and ``cite``, where it is from."""
+    tree = tomllib.loads(FILE.read_text())
+    found = tree["curves"][name]
+    return {**found, "cite": tree["sources"][found["source"]]["cite"]}
 
 
 @cache

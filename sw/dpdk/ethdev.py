@@ -35,7 +35,8 @@ class EthDev:
     Arguments:
         allocate: hands out memory in huge pages.
         mac: station address.
-        ring: descriptors of each queue, a power of two.
+        ring: descriptors of the receive queue, a power of two.
+        tx_ring: descriptors of the transmit queue, likewise.
         vector: receive with vector instructions, as DPDK does unless told ``--force-max-simd-bitwidth=64``.
 
     Raises:
@@ -43,16 +44,24 @@ class EthDev:
     """
 
     def __init__(
-        self, allocate: Callable[[int], int], mac: bytes, ring: int, promiscuous: bool = False, vector: bool = True
+        self,
+        allocate: Callable[[int], int],
+        mac: bytes,
+        ring: int,
+        promiscuous: bool = False,
+        vector: bool = True,
+        *,
+        tx_ring: int | None = None,
     ):
+        tx_ring = ring if tx_ring is None else tx_ring
         self.hw = IxgbeHw()
         self.mac = mac
         self.promiscuous = promiscuous
         self.rx = IxgbeRxQueue(allocate(IxgbeRxQueue.bytes_needed(ring, vector)), ring, vector=vector)
-        self.tx = IxgbeTxQueue(allocate(IxgbeTxQueue.bytes_needed(ring)), ring)
+        self.tx = IxgbeTxQueue(allocate(IxgbeTxQueue.bytes_needed(tx_ring)), tx_ring)
         # What both rings hold, what may be in the program's hands, and what the cache may keep back.
         self._cache = min(_CACHE, ring // 2)
-        self._mbufs = 2 * ring + 2 * RTE_IXGBE_RXQ_REARM_THRESH + 2 * self._cache
+        self._mbufs = ring + tx_ring + 2 * RTE_IXGBE_RXQ_REARM_THRESH + 2 * self._cache
         self._pool_memory = allocate(mbuf_pool_bytes(self._mbufs, self._cache))
         self.pool: Mempool | None = None  #: from :func:`rte_eth_dev_start` on
 

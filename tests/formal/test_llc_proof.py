@@ -1,5 +1,7 @@
 """Last-level cache of the smallest size: quiet implies stable."""
 
+import pytest
+
 from hw.config import load_machine
 from hw.mem.llc import LastLevelCache
 from tests.formal.prove import prove_quiet
@@ -20,16 +22,17 @@ SMALL = load_machine(
 )
 
 
-def test_quiet():
+@pytest.mark.parametrize("settings", [(), ("llc.inclusion=inclusive", "llc.replacement=random")], ids=["", "inclusive"])
+def test_quiet(settings):
     """Covered: a request had its lookup and waits for DRAM or for an answer of a core."""
-    dut = LastLevelCache(SMALL)
+    dut = LastLevelCache(SMALL.replace(settings))
     prove_quiet(
         dut,
         domain="uncore",
         cover_depth=12,
         outstanding=~dut._free.all() & ~dut.lookup_timer.armed,
         planted={
-            "forgets what DRAM answers": dut.quiet | dut.dram.response.valid,
+            "forgets what DRAM answers": dut.quiet | dut.dram[0].response.valid,
             "forgets slots that want a pass": dut.quiet | dut._ready.any(),
             "forgets the second stage": dut.quiet | dut._s2_valid,
             "forgets GrantAcks": dut.quiet | dut.client[1].e.valid,

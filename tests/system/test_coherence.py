@@ -451,9 +451,23 @@ class DeviceRun:
         ]
 
 
-@pytest.fixture(scope="module")
-def dma_machine():
-    design = Design(CONFIG, "dma_machine:DmaMachine", (HERE / "dma_machine.py",))
+#: What the last level can be. The second has as many lines, in two slices.
+MODES = {
+    "non-inclusive": (),
+    "inclusive": (
+        "llc.inclusion=inclusive",
+        "llc.slices=2",
+        "llc.replacement=random",
+        "llc.class_masks=[255, 60]",
+        "llc.core_classes=[0, 1]",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODES)
+def dma_machine(request):
+    config = load_machine("tiny", MODES[request.param])
+    design = Design(config, "dma_machine:DmaMachine", (HERE / "dma_machine.py",))
     return build_native(design)
 
 

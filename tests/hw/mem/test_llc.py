@@ -308,7 +308,7 @@ class Dram:
         self.reads = self.writes = 0
 
     async def run(self, ctx):
-        port = self.bench.dut.dram
+        port = self.bench.dut.dram[0]
         request, response = Wires(port.request, DramRequest), Wires(port.response, DramResponse)
         r = random.Random(f"{self.bench.seed}/dram")
         offered, request_on = None, False
@@ -373,6 +373,24 @@ class Bench:
         holders = [c.index for c in self.caches if line in c.held]
         assert not writers or len(holders) == 1, f"line {line:#x} writable in {writers}, held in {holders}"
 
+    def check_occupancy(self, ctx):
+        """What the gauges say is in the tag array, by way and by owner."""
+        tags, size = self.dut.tags, self.dut.tags.entry.size
+        memory = tags.rows._memory  # as Amaranth simulates it
+        by_way = defaultdict(lambda: [0, 0])
+        by_class = defaultdict(int)
+        for row in range(tags.sets):
+            bits = ctx.get(memory.data[row])
+            for way in range(tags.ways):
+                entry = tags.entry.from_bits(bits >> way * size & ((1 << size) - 1))
+                if entry.valid:
+                    by_way[way][entry.owner > 0] += 1
+                    by_class[entry.owner - 1] += entry.owner > 0
+        for way in range(tags.ways):
+            assert [self.final_lists[f"occupancy_{name}"][way] for name in ("io", "core")] == by_way[way], way
+        for number, count in enumerate(self.final_lists["occupancy_class"]):
+            assert count == by_class[number], number
+
     def counter(self, name):
         return self.final[name]
 
@@ -399,6 +417,9 @@ class Bench:
                 assert self.shadow.cycle < limit, "stuck"
             assert ctx.get(self.dut._free) == (1 << self.dut.layouts.all_slots) - 1
             assert ctx.get(self.dut.quiet)
+            lists = {n: v for n, v in vars(self.dut).items() if n.startswith("occupancy_")}
+            self.final_lists = {n: [ctx.get(gauge.value) for gauge in v] for n, v in lists.items()}
+            self.check_occupancy(ctx)
             self.final = {n: ctx.get(v.value) for n, v in vars(self.dut).items() if isinstance(v, Counter)}
 
         sim.add_testbench(control)
@@ -419,7 +440,35 @@ def random_bench(*settings, seed=1, operations=600):
     return bench
 
 
-@pytest.mark.parametrize(("settings", "operations"), [((), 500), (("llc.ddio=false", "core.count=3"), 200)])
+INCLUSIVE = "llc.inclusion=inclusive"
+
+#: What the last level can be: each is run through the same traffic, and must catch the same bugs.
+MODES = {
+    "non-inclusive": (),
+    "inclusive": (INCLUSIVE,),
+    "sliced": ("llc.size_kib=3", "llc.slices=3", "llc.snoop_filter_lines=24", "llc.replacement=random"),
+    "inclusive, sliced, masked": (
+        "llc.size_kib=2",
+        "llc.slices=2",
+        "llc.snoop_filter_lines=16",
+        "llc.class_masks=[15, 6]",
+        "llc.core_classes=[0, 1]",
+        INCLUSIVE,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "operations"),
+    [
+        ((), 400),
+        (("llc.ddio=false", "core.count=3"), 150),
+        ((INCLUSIVE, "llc.ddio=false", "core.count=3"), 150),
+        ((INCLUSIVE, "llc.replacement=random"), 200),
+        (MODES["sliced"], 250),
+        (MODES["inclusive, sliced, masked"], 250),
+    ],
+)
 def test_random_traffic_is_coherent(settings, operations):
     """Each load and device read returns current data, writers are alone, and nothing is left over."""
     bench = random_bench(*settings, operations=operations)
@@ -466,6 +515,29 @@ def stale_hit(decide, original):
     return acquire
 
 
+def lose_called_back(decide, original):
+    """What a core returns of a line that leaves an inclusive cache does not reach DRAM."""
+
+    def finish(m):
+        original(m)
+        with m.If(decide.progress.dirty):
+            m.d.comb += decide.actions.dram_write.eq(0)
+
+    return finish
+
+
+def lose_replaced(decide, original):
+    """A line that leaves an inclusive cache dirty, and clean in the cores, does not reach DRAM."""
+
+    def finish(m):
+        original(m)
+        with m.If(~decide.progress.dirty):
+            m.d.comb += decide.actions.dram_write.eq(0)
+
+    return finish
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("method", "bug"),
     [
@@ -473,13 +545,58 @@ def stale_hit(decide, original):
         ("_release", lose_release),
         ("_finish_back_invalidation", lose_back_invalidated),
         ("_acquire", stale_hit),
+        ("_finish_replacing", lose_called_back),
+        ("_finish_replacing", lose_replaced),
     ],
 )
-def test_planted_bugs_are_caught(method, bug):
-    bench = random_bench()
+def test_planted_bugs_are_caught(method, bug, mode):
+    if method == "_finish_replacing" and INCLUSIVE not in MODES[mode]:
+        pytest.skip("only an inclusive cache calls its victims back")
+    bench = random_bench(*MODES[mode])
     setattr(bench.dut.decide, method, bug(bench.dut.decide, getattr(bench.dut.decide, method)))
     with pytest.raises(AssertionError):
         bench.run(20_000)
+
+
+def test_inclusive_means_that_cores_hold_nothing_the_cache_has_not():
+    """A way is needed of a line that a core has written: the core loses it, DRAM gets what the core wrote."""
+    bench = Bench("llc.size_kib=16", "llc.ways=4", "llc.ddio_ways=4", INCLUSIVE)
+    line, sets = 5, bench.config.llc.sets
+    writes = [{"op": MemoryOp.WRITE, "line": line + sets * n, "mask": FULL, "data": n, "packet": 1} for n in range(1, 5)]
+    dram = Dram(bench)
+    cache = Cache(bench, 0, lambda r: line, 1, stores=1, releases=0)
+    bench.caches = [cache]
+    bench.others = [Device(bench, None, 0, script=[None] * 100 + writes), dram]
+    bench.run(1000)
+    assert cache.held == {}
+    assert dram.memory == {line: bench.shadow.read(line)}
+    assert (bench.counter("back_invalidations"), bench.counter("evict_dirty")) == (1, 1)
+
+
+def test_lines_are_allocated_in_the_ways_of_their_class_and_found_in_all():
+    """Core 0 may use ways 0 and 1, core 1 ways 2 and 3: one fills its ways, the other hits there."""
+    bench = Bench(
+        "llc.size_kib=16", "llc.ways=4", "llc.ddio_ways=1", "llc.class_masks=[3, 12]", "llc.core_classes=[0, 1]"
+    )
+    sets = bench.config.llc.sets
+    lines = [7 + sets * n for n in range(6)]
+    todo = deque(lines)
+    first = Cache(bench, 0, lambda r: todo[0], 6, stores=0, releases=0, capacity=16)
+    first.use = lambda line, store: (Cache.use(first, line, store), todo.popleft())
+    second = Cache(bench, 1, lambda r: lines[-1], 0, stores=0, releases=0)
+    bench.caches = [first, second]
+    bench.others = [Dram(bench)]
+
+    async def later(ctx):
+        await ctx.tick("uncore").repeat(500)
+        second.left = 1
+
+    bench.run(2000, later)
+    ways = [bench.final_lists["occupancy_core"][way] for way in range(4)]
+    assert ways == [1, 1, 0, 0]
+    assert bench.counter("core_misses") == 6 and bench.counter("core_hits") == 1
+    assert bench.final_lists["occupancy_class"][:2] == [2, 0]
+    assert bench.counter("evict_by_core") == 4
 
 
 class Reader(Cache):

@@ -14,10 +14,11 @@ from hw.bus.tlp import TlpBeat, TlpStatus, TlpType
 from hw.config import load_machine
 from hw.lib.observe import collect
 from hw.lib.probe import Counter, Probe
-from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE, MSI_BYTES
+from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, MSI_BASE, MSI_BYTES, MSR_BASE
 from hw.pcie.mmio_bridge import MmioBridge
 from hw.pcie.read_engine import ReadEngine
 from hw.pcie.root_complex import READ_LINES, RootComplex
+from hw.uncore_registers import IIO_LLC_WAYS, PERFCTRLSTS_0, msr
 
 MWR, MRD, CPL = TlpType.MEMORY_WRITE, TlpType.MEMORY_READ, TlpType.COMPLETION
 MEBIBYTE = 1 << 20  # DRAM of ``tiny``
@@ -701,6 +702,38 @@ def test_random_traffic_and_skipped_edges(seed, pace):
     assert skipping.memory.seen == full.memory.seen
     assert skipping.events == full.events and skipping.counters == full.counters
     assert skipping.skipped > edges // 5
+
+
+def test_registers_of_the_platform_are_reached_at_once():
+    """A write changes the register at the edge at which it is taken; a read is answered at the next. Nothing goes to the card."""
+    bench = Bench()
+    register, other = msr(IIO_LLC_WAYS), MSR_BASE + 4
+    bench.mmio[1].extend([(1, register, 8, 0x60), (0, register, 8, 0), (0, PERFCTRLSTS_0, 4, 0), (1, other, 8, 1)])
+    seen = []
+    registers = bench.dut.registers
+
+    async def watch(ctx):
+        sampled = registers.write, registers.address, registers.size, registers.core, registers.data
+        async for _, _, write, *values in ctx.tick("uncore").sample(*sampled):
+            if write:
+                seen.append(tuple(values))
+
+    async def answer(ctx):
+        async for address in ctx.changed(registers.address):
+            ctx.set(registers.value, 0x1234_0000_0000 + address[0])
+
+    bench.simulator.add_process(watch)
+    bench.simulator.add_process(answer)
+    bench.run(60)
+    assert seen == [(register, 8, 1, 0x60)]
+    assert [(core, data) for _, core, data in bench.responses] == [
+        (1, 0x1234_0000_0000 + register),
+        (1, PERFCTRLSTS_0),
+    ]
+    taken = [edge for edge, core in bench.requests if core == 1]
+    assert [edge for edge, _, _ in bench.responses] == [taken[1] + 1, taken[2] + 1]
+    assert not bench.sent
+    assert bench.counters["mmio_bridge.unclaimed"] == 1, "one that is not aligned"
 
 
 @pytest.mark.filterwarnings("ignore:.*created but never used")
