@@ -23,6 +23,7 @@ __all__ = [
     "ConfigError",
     "CoreConfig",
     "DramConfig",
+    "IommuConfig",
     "L1Config",
     "L1iConfig",
     "L2Config",
@@ -368,6 +369,32 @@ class PcieConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IommuConfig:
+    """Translation of the card's addresses, by a unit after Intel's VT-d in the root complex."""
+
+    enabled: bool  #: there is one; software switches translation on
+    iotlb_entries: int  #: translations of 4 KiB pages kept, and as many of 2 MiB pages
+    iotlb_ways: int
+    walk_cache: int  #: page tables known without a walk from the top (entries of directories), fully associative
+    walks: int  #: page walks at once
+    lookup_cycles: int  #: uncore cycles from a request's arrival to when it is handed on, at least 2
+    address_width: int  #: bits of the card's addresses that are translated
+
+    def __post_init__(self):
+        _between("iommu.iotlb_entries", self.iotlb_entries, 1, 4096)
+        _between("iommu.iotlb_ways", self.iotlb_ways, 1, 128)
+        _require(
+            self.iotlb_entries % self.iotlb_ways == 0,
+            f"iommu.iotlb_entries = {self.iotlb_entries} is no multiple of {self.iotlb_ways} ways",
+        )
+        _power_of_two("iommu.iotlb_entries / iommu.iotlb_ways (sets)", self.iotlb_entries // self.iotlb_ways)
+        _between("iommu.walk_cache", self.walk_cache, 1, 128)
+        _between("iommu.walks", self.walks, 1, 16)
+        _between("iommu.lookup_cycles", self.lookup_cycles, 2, 64)
+        _between("iommu.address_width", self.address_width, 32, 40)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NicConfig:
     """The card."""
 
@@ -422,6 +449,7 @@ class MachineConfig:
     llc: LlcConfig
     dram: DramConfig
     pcie: PcieConfig
+    iommu: IommuConfig
     nic: NicConfig
     sources: Mapping[str, str] = field(default_factory=dict)  #: where figures come from, by field
 
@@ -488,6 +516,7 @@ SECTIONS: dict[str, type] = {
     "llc": LlcConfig,
     "dram": DramConfig,
     "pcie": PcieConfig,
+    "iommu": IommuConfig,
     "nic": NicConfig,
 }
 

@@ -8,8 +8,9 @@ from hw.bus.core import MmioPort, MmioRequest
 from hw.bus.tilelink import LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
 from hw.bus.tlp import TlpStream, TlpType
 from hw.lib.probe import Counter, Probe
-from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES
+from hw.memory_map import BAR0_BASE, BAR0_BYTES, BAR3_BASE, BAR3_BYTES, IOMMU_BASE, IOMMU_BYTES
 
+from .iommu.register_file import RegisterPort
 from .messages import CORE_WIDTH, InterruptMessage, interrupt_core, is_interrupt
 from .round_robin import round_robin
 
@@ -30,10 +31,12 @@ class MmioBridge(wiring.Component):
     packet: a MEMORY_WRITE, or a MEMORY_READ whose tag is the core's number. A write of one aligned 32-bit word to the
     interrupt window, for a core that exists, is an interrupt for that core: what an x86 core sends by writing the
     interrupt command register of its local APIC, with fixed delivery and physical destination (Intel SDM, volume 3,
-    section 11.6.1). A core's requests are taken in order, and none while its read is unanswered. Anything else belongs
-    to nobody: reads give all ones at once, writes are dropped.
+    section 11.6.1). If there is an IOMMU, an aligned access of 4 or 8 bytes in its window is one of its registers.
+    A core's requests are taken in order, and none while its read is unanswered. Anything else belongs to nobody: reads
+    give all ones at once, writes are dropped.
 
-    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered with all ones, at t + 1.
+    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered with all ones or a
+    register of the IOMMU, at t + 1.
 
     Ports:
         mmio: one per core.
@@ -42,14 +45,15 @@ class MmioBridge(wiring.Component):
         answer: to the core that reads, in the cycle in which it is offered.
         reading: per core, a packet has been sent and its completion has not come.
         wide: per core, its read is of 8 bytes.
+        registers: of the IOMMU, if there is one; accessed at the edge at which a request is taken.
         completed, completed_core: the completion of a core's read has come (its answer follows).
         active: the next edge changes something here, given the inputs as they are.
     """
 
-    def __init__(self, cores: int):
+    def __init__(self, cores: int, *, iommu: bool = False):
         if not 1 <= cores <= 1 << CORE_WIDTH:
             raise ValueError(f"cores must be between 1 and {1 << CORE_WIDTH}, not {cores}")
-        self.cores = cores
+        self.cores, self.iommu = cores, iommu
         self.request = Probe(
             "uncore", "an MMIO access of a core was taken",
             core=CORE_WIDTH, write=1, address=PHYSICAL_ADDRESS_WIDTH, data=64,
@@ -59,8 +63,10 @@ class MmioBridge(wiring.Component):
         self.writes = Counter("uncore", "MMIO writes sent to the card")
         self.interrupts = Counter("uncore", "interrupts that cores sent to each other")
         self.unclaimed = Counter("uncore", "MMIO accesses that belong to no device")
+        registers = {"registers": Out(RegisterPort())} if iommu else {}
         super().__init__(
             {
+                **registers,
                 "mmio": In(MmioPort()).array(cores),
                 "packet": Out(TlpStream),
                 "interrupt": Out(stream.Signature(InterruptMessage)),
@@ -77,14 +83,15 @@ class MmioBridge(wiring.Component):
         """Choose a request, make the packet, then answer."""
         m = Module()
         busy = Signal(self.cores)
-        nobody = Signal(self.cores)  # the read is to be answered with all ones
-        accept = self._request(m, busy, nobody)
-        responded = self._respond(m, busy, nobody)
+        nobody = Signal(self.cores)  # the read is to be answered with all ones, or with the value of ``register``
+        register = [Signal(64, name=f"register{core}") for core in range(self.cores)] if self.iommu else None
+        accept = self._request(m, busy, nobody, register)
+        responded = self._respond(m, busy, nobody, register)
         sent = (self.packet.valid & self.packet.ready) | (self.interrupt.valid & self.interrupt.ready)
         m.d.comb += self.active.eq(accept | responded | self.completed | sent)
         return m
 
-    def _request(self, m: Module, busy: Signal, nobody: Signal) -> Signal:
+    def _request(self, m: Module, busy: Signal, nobody: Signal, register: list[Signal] | None) -> Signal:
         """Take a request when what the one before it became has gone; returns whether one is taken."""
         offered, gone = Signal(), Signal()
         to_core = Signal()  # what is offered is an interrupt
@@ -124,6 +131,7 @@ class MmioBridge(wiring.Component):
                     self.reading.bit_select(choice, 1).eq(claimed),
                     nobody.bit_select(choice, 1).eq(~claimed),
                 ]
+        local = self._register(m, accept, request, choice, whole_words, register) if register is not None else 0
         with m.If(accept & (claimed | interrupts)):
             m.d.uncore += [held.eq(request), held.core.eq(choice), offered.eq(1), to_core.eq(interrupts)]
         with m.Elif(gone):
@@ -154,10 +162,32 @@ class MmioBridge(wiring.Component):
         self.reads.increment(m, accept & claimed & ~request.write)
         self.writes.increment(m, accept & claimed & request.write)
         self.interrupts.increment(m, accept & interrupts)
-        self.unclaimed.increment(m, accept & ~(claimed | interrupts))
+        self.unclaimed.increment(m, accept & ~(claimed | interrupts | local))
         return accept
 
-    def _respond(self, m: Module, busy: Signal, nobody: Signal) -> Signal:
+    def _register(self, m: Module, accept, request, choice, whole_words, register: list[Signal]) -> Signal:
+        """Access a register of the IOMMU; returns whether the request taken is one."""
+        local, port = Signal(), self.registers
+        with m.If(accept):
+            m.d.comb += local.eq(
+                whole_words
+                & (request.address >= IOMMU_BASE)
+                & (request.address + request.size <= IOMMU_BASE + IOMMU_BYTES)
+                & (request.address % request.size == 0)
+            )
+        m.d.comb += [
+            port.access.eq(local),
+            port.write.eq(request.write),
+            port.offset.eq(request.address % IOMMU_BYTES),
+            port.wide.eq(request.size == 8),
+            port.data.eq(request.data),
+        ]
+        for core, value in enumerate(register):
+            with m.If(accept & ~request.write & (choice == core)):
+                m.d.uncore += value.eq(Mux(local, port.answer, ~0))
+        return local
+
+    def _respond(self, m: Module, busy: Signal, nobody: Signal, register: list[Signal] | None) -> Signal:
         """Hand answers to the cores; returns whether one goes."""
         gone = Signal(self.cores)
         core_of_response, data_of_response = Signal(CORE_WIDTH), Signal(64)
@@ -169,7 +199,8 @@ class MmioBridge(wiring.Component):
                 gone[core].eq(port.response.valid & port.response.ready),
             ]
             with m.If(nobody[core]):
-                m.d.comb += port.response.payload.data.eq(Mux(self.wide[core], (1 << 64) - 1, (1 << 32) - 1))
+                ones = Mux(self.wide[core], (1 << 64) - 1, (1 << 32) - 1)
+                m.d.comb += port.response.payload.data.eq(ones if register is None else register[core] & ones)
             with m.If(answered):
                 m.d.comb += self.answer.ready.eq(port.response.ready)
             with m.If(gone[core]):
