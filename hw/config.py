@@ -391,7 +391,7 @@ class IommuConfig:
         _between("iommu.walk_cache", self.walk_cache, 1, 128)
         _between("iommu.walks", self.walks, 1, 16)
         _between("iommu.lookup_cycles", self.lookup_cycles, 2, 64)
-        _between("iommu.address_width", self.address_width, 32, 40)
+        _between("iommu.address_width", self.address_width, 36, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
