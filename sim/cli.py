@@ -19,6 +19,7 @@ from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
 from sw.costs import CostError, mitigations_of
 from sw.linux.cpuidle import IDLE
+from sw.linux.iommu import IOMMU_MODES
 from sw.options import WAKEUPS, XDP_MODES
 from sw.paths import PATHS
 
@@ -118,6 +119,12 @@ software_options = [
     click.option(
         "--xdp-mode", type=click.Choice(XDP_MODES), default=None, help="Of AF_XDP sockets.  [default: zero-copy]"
     ),
+    click.option(
+        "--iommu",
+        type=click.Choice(IOMMU_MODES),
+        default=None,
+        help="How the card's addresses are translated.  [default: off]",
+    ),
     click.option("--wakeup", type=click.Choice(WAKEUPS), default=None, help="How af-xdp waits.  [default: spin]"),
 ]
 
@@ -137,6 +144,7 @@ OPTION_FIELDS = {
     "napi_thread": "napi_thread",
     "busy_poll": "busy_poll_us",
     "itr": "itr_us",
+    "iommu": "iommu",
     "xdp_mode": "xdp_mode",
     "wakeup": "wakeup",
 }

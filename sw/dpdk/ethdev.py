@@ -36,6 +36,7 @@ class EthDev:
         allocate: hands out memory in huge pages.
         mac: station address.
         ring: descriptors of each queue, a power of two.
+        dma_offset: what is added to a physical address to have the card's (VFIO).
         vector: receive with vector instructions, as DPDK does unless told ``--force-max-simd-bitwidth=64``.
 
     Raises:
@@ -43,11 +44,18 @@ class EthDev:
     """
 
     def __init__(
-        self, allocate: Callable[[int], int], mac: bytes, ring: int, promiscuous: bool = False, vector: bool = True
+        self,
+        allocate: Callable[[int], int],
+        mac: bytes,
+        ring: int,
+        promiscuous: bool = False,
+        vector: bool = True,
+        dma_offset: int = 0,
     ):
         self.hw = IxgbeHw()
         self.mac = mac
         self.promiscuous = promiscuous
+        self.dma_offset = dma_offset
         self.rx = IxgbeRxQueue(allocate(IxgbeRxQueue.bytes_needed(ring, vector)), ring, vector=vector)
         self.tx = IxgbeTxQueue(allocate(IxgbeTxQueue.bytes_needed(ring)), ring)
         # What both rings hold, what may be in the program's hands, and what the cache may keep back.
@@ -68,12 +76,14 @@ async def rte_eth_dev_start(cpu: Cpu, dev: EthDev) -> None:
     Raises:
         IxgbeError: if the card does not answer as it should.
     """
-    dev.pool = dev.rx.pool = await rte_pktmbuf_pool_create(cpu, dev._pool_memory, dev._mbufs, dev._cache)
+    dev.pool = dev.rx.pool = await rte_pktmbuf_pool_create(
+        cpu, dev._pool_memory, dev._mbufs, dev._cache, dev.dma_offset
+    )
     await ixgbe_reset_hw(cpu, dev.hw, dev.mac)
     await ixgbe_rx_unit_configure(cpu, dev.hw, dev.promiscuous)
-    await ixgbe_tx_queue_start(cpu, dev.hw, dev.tx.queue, iova(dev.tx.ring), dev.tx.count)
+    await ixgbe_tx_queue_start(cpu, dev.hw, dev.tx.queue, iova(dev.tx.ring, dev.dma_offset), dev.tx.count)
     dev.tx.init(cpu)
-    await ixgbe_dev_rx_queue_start(cpu, dev.hw, dev.rx)
+    await ixgbe_dev_rx_queue_start(cpu, dev.hw, dev.rx, dev.dma_offset)
     await ixgbe_rx_enable(cpu, dev.hw)
     await ixgbe_wait_link(cpu, dev.hw)
 
