@@ -9,6 +9,7 @@ from hw.bus.memory import DeviceMemory, DeviceRequest
 from hw.bus.tlp import TlpPort
 from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
+from hw.lib.time import NOW_WIDTH
 
 from .inbound import Inbound
 from .iommu import Iommu
@@ -54,6 +55,7 @@ class RootComplex(wiring.Component):
         memory: the last level's port for devices.
         mmio: one per core.
         interrupt: one per core.
+        now: number of the next edge; only with an IOMMU.
         quiet: nothing would change.
     """
 
@@ -66,8 +68,10 @@ class RootComplex(wiring.Component):
         self.mmio_bridge = MmioBridge(self.cores, iommu=config.iommu.enabled)
         self.interrupt_sent = Probe("uncore", "an interrupt message left for its core", core=CORE_WIDTH, vector=8)
         self.interrupts = Counter("uncore", "interrupt messages delivered")
+        now = {"now": In(NOW_WIDTH)} if config.iommu.enabled else {}
         super().__init__(
             {
+                **now,
                 "link": Out(TlpPort()),
                 "memory": Out(DeviceMemory()),
                 "mmio": In(MmioPort()).array(self.cores),
@@ -90,7 +94,7 @@ class RootComplex(wiring.Component):
             connect(m, flipped(self.link.receive), iommu.input)
             connect(m, iommu.output, inbound.input)
             connect(m, bridge.registers, iommu.registers)
-            m.d.comb += inbound.blocked.eq(iommu.blocked)
+            m.d.comb += [inbound.blocked.eq(iommu.blocked), iommu.now.eq(self.now)]
         connect(m, inbound.read, self.read_engine.request)
         connect(m, inbound.message, self.messages.input)
         for outer, inner in zip(self.mmio, bridge.mmio, strict=True):

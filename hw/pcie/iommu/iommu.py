@@ -10,6 +10,7 @@ from hw.bus.tlp import TlpBeat, TlpStream, TlpType
 from hw.bus.translate import PAGE_BITS
 from hw.config import MachineConfig
 from hw.lib.probe import Counter
+from hw.lib.time import NOW_WIDTH
 from hw.memory_map import MSI_BASE, MSI_BYTES
 from hw.pcie.messages import InterruptMessage
 from hw.pcie.queue import Queue
@@ -51,6 +52,7 @@ class Iommu(wiring.Component):
         request, response_valid, response: line reads of walks; tags from 0 on.
         registers: accesses of cores.
         interrupt: a fault event.
+        now: number of the next edge.
         drained: every access to memory handed on so far has taken place.
         moving: the next edge changes something here, given the inputs as they are.
     """
@@ -61,7 +63,7 @@ class Iommu(wiring.Component):
         self.address_width = iommu.address_width
         self.beats = Queue(TlpBeat, BEATS, "uncore")
         self.caches = TranslationCaches(iommu)
-        self.walkers = Walkers(iommu.walks, REQUESTS, config.dram.size_mib << 20)
+        self.walkers = Walkers(iommu.walks, REQUESTS, config.dram.size_mib << 20, iommu.walk_read_cycles)
         self.registers_file = RegisterFile(iommu.address_width, config.core.count)
         self.lookups = Counter("uncore", "device requests looked up in the IOTLB")
         self.hits_4k = Counter("uncore", "of these, hits of a 4 KiB page")
@@ -77,6 +79,7 @@ class Iommu(wiring.Component):
                 "response": In(DeviceResponse),
                 "registers": In(RegisterPort()),
                 "interrupt": Out(stream.Signature(InterruptMessage)),
+                "now": In(NOW_WIDTH),
                 "drained": In(1),
                 "moving": Out(1),
             }
@@ -247,6 +250,7 @@ class Iommu(wiring.Component):
             caches.flush.eq(file.flush_pages),
             caches.flush_structures.eq(file.flush_structures),
             file.forgotten.eq(caches.forgotten),
+            walkers.now.eq(self.now),
             walkers.start.valid.eq(missed),
             walkers.start_slot.eq(answered.slot),
             walkers.response_valid.eq(self.response_valid),

@@ -6,12 +6,14 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from hw.bus.memory import DeviceRequest, DeviceResponse, MemoryOp
-from hw.bus.tilelink import LINE_BYTES
+from hw.bus.tilelink import LINE_ADDRESS_WIDTH, LINE_BYTES
 from hw.bus.translate import FRAME_WIDTH
 from hw.lib.probe import Counter, Probe
+from hw.lib.time import NOW_WIDTH
 
 from .choice import steady_choice
 from .layouts import LEVEL_WIDTH, PAGE_WIDTH, REASON_WIDTH, Fill, Level, Translated, WalkContext
+from .read_delay import ReadDelay
 from .registers import FaultReason
 from .tables import (
     AW_4_LEVELS,
@@ -38,6 +40,13 @@ class WalkStart(data.Struct):
     page: PAGE_WIDTH
     level: LEVEL_WIDTH
     table: FRAME_WIDTH
+
+
+class WalkRead(data.Struct):
+    """A line to be read."""
+
+    line: LINE_ADDRESS_WIDTH
+    tag: 8
 
 
 class _State(enum.Enum, shape=3):
@@ -74,7 +83,8 @@ class Walkers(wiring.Component):
     A request whose page is not being walked starts a walk, if one is free (``start.ready``); one whose page is joins
     that walk. A walk reads one entry after the other, each a line from memory: four for a page of 4 KiB, three for
     one of 2 MiB, fewer where the caches knew a table, two more if the context entry is unknown. The first read is
-    offered in the cycle after ``start``, each further one in the cycle after the answer. Then what has been learned
+    offered in the cycle after ``start``, each further one in the cycle after the answer, both ``read_cycles`` later if
+    the way to memory takes that long. Then what has been learned
     enters the caches (two cycles), and the requests that wait are told, one per cycle; only then is the walk free.
 
     What cannot be translated is told likewise and enters no cache.
@@ -86,18 +96,21 @@ class Walkers(wiring.Component):
         told, told_slot, translated: request ``told_slot`` has its answer, at this edge.
         context_found, context: the device's context entry has been read, at this edge.
         busy: a walk is under way.
+        now: number of the next edge.
         moving: the next edge changes something here, given the inputs as they are.
 
     Arguments:
         walks: at least 1.
+        read_cycles: what a read takes besides the memory's own time.
         slots: requests that can wait.
         memory_bytes: size of memory, from address 0; tables beyond it are errors.
     """
 
-    def __init__(self, walks: int, slots: int, memory_bytes: int):
+    def __init__(self, walks: int, slots: int, memory_bytes: int, read_cycles: int = 0):
         if walks < 1 or slots < 1:
             raise ValueError(f"an IOMMU has at least one walk for one request, not {walks} for {slots}")
         self.memory_pages = memory_bytes // TABLE_BYTES
+        self.read_delay = ReadDelay(WalkRead, cycles=read_cycles, depth=walks)
         super().__init__(
             {
                 "start": In(stream.Signature(WalkStart)),
@@ -111,6 +124,7 @@ class Walkers(wiring.Component):
                 "translated": Out(Translated),
                 "context_found": Out(1),
                 "context": Out(WalkContext),
+                "now": In(NOW_WIDTH),
                 "busy": Out(1),
                 "moving": Out(1),
             }
@@ -125,6 +139,7 @@ class Walkers(wiring.Component):
     def elaborate(self, platform):
         """Starting and joining, asking, taking entries, filling, telling."""
         m = Module()
+        m.submodules.read_delay = self.read_delay
         began = self._start(m)
         asked = self._ask(m)
         self._take(m)
@@ -132,7 +147,14 @@ class Walkers(wiring.Component):
         self._tell(m, began)
         m.d.comb += [
             self.busy.eq(Cat(walk.state != _State.IDLE for walk in self._walks).any()),
-            self.moving.eq((self.start.valid & self.start.ready) | asked | self.response_valid | filled | self.told),
+            self.moving.eq(
+                (self.start.valid & self.start.ready)
+                | asked
+                | self.read_delay.moving
+                | self.response_valid
+                | filled
+                | self.told
+            ),
         ]
         return m
 
@@ -180,13 +202,18 @@ class Walkers(wiring.Component):
                         m.d.comb += [page.eq(walk.page), level.eq(walk.level), table.eq(walk.table)]
             # A table beyond the end of memory is an error and not read
             m.d.comb += bad.eq(table >= self.memory_pages)
-        read = self.request.payload
+        delay, read = self.read_delay, self.request.payload
         m.d.comb += [
-            self.request.valid.eq(wanting.any() & ~bad),
+            delay.now.eq(self.now),
+            delay.input.valid.eq(wanting.any() & ~bad),
+            delay.input.payload.line.eq(Cat(_offset(m, page, level)[ceil_log2(LINE_BYTES) :], table)),
+            delay.input.payload.tag.eq(choice),
+            gone.eq(bad | delay.input.ready),
+            self.request.valid.eq(delay.output.valid),
+            delay.output.ready.eq(self.request.ready),
             read.op.eq(MemoryOp.READ),
-            read.line.eq(Cat(_offset(m, page, level)[ceil_log2(LINE_BYTES) :], table)),
-            read.tag.eq(choice),
-            gone.eq(bad | self.request.ready),
+            read.line.eq(delay.output.payload.line),
+            read.tag.eq(delay.output.payload.tag),
         ]
         reason = Signal(REASON_WIDTH)
         with m.Switch(level):

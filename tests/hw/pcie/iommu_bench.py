@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from amaranth.hdl import ClockDomain, Module
+from amaranth.hdl import ClockDomain, Module, Signal
 from amaranth.sim import Simulator
 
 from hw.bus.memory import MemoryOp
@@ -16,6 +16,7 @@ from hw.bus.tlp import TlpBeat, TlpType
 from hw.config import MachineConfig, load_machine
 from hw.lib.observe import collect
 from hw.lib.probe import Counter, Probe
+from hw.lib.time import NOW_WIDTH
 from hw.pcie.iommu import Iommu
 from hw.pcie.iommu.registers import DMAR, Register
 
@@ -188,6 +189,9 @@ class Bench:
         m = Module()
         m.domains += ClockDomain("uncore", reset_less=True)
         m.submodules.dut = self.dut
+        now = Signal(NOW_WIDTH)
+        m.d.uncore += now.eq(now + 1)
+        m.d.comb += self.dut.now.eq(now)
         probes, counters = collect(self.dut, Probe), collect(self.dut, Counter)
         simulator = Simulator(m)
         simulator.add_clock(1e-9, domain="uncore")

@@ -59,17 +59,26 @@ def test_hits_pass_one_packet_per_cycle():
 
 
 @pytest.mark.parametrize(
-    ("large", "warm", "reads"), [(False, None, 4), (False, TOP - PAGE, 1), (True, None, 3), (False, TOP - LARGE, 2)]
+    ("large", "warm", "reads", "way"),
+    [
+        (False, None, 4, 0),
+        (False, TOP - PAGE, 1, 0),
+        (True, None, 3, 0),
+        (False, TOP - LARGE, 2, 0),
+        (False, TOP - LARGE, 2, 7),
+        (False, None, 4, 33),
+    ],
 )
-def test_a_miss_takes_its_reads_one_after_the_other(large, warm, reads):
-    """Each read is asked for in the cycle after the answer to the one before it."""
+def test_a_miss_takes_its_reads_one_after_the_other(large, warm, reads, way):
+    """Each read is asked for in the cycle after the answer to the one before it, when it had its way."""
     latency, lookup = 11, 4
     tables = Tables()
     tables.map(TOP & -LARGE if large else TOP, LARGE if large else 0x5000, large=large)
     if warm is not None:
         tables.map(warm, 0x6000)
     tables.map(0, 0x7000)
-    bench = Bench(machine(lookup_cycles=lookup), tables, latency=lambda rng: latency)
+    config = machine(lookup_cycles=lookup, walk_read_cycles=way)
+    bench = Bench(config, tables, latency=lambda rng: latency)
 
     async def software(b):
         await b.enable()
@@ -84,8 +93,8 @@ def test_a_miss_takes_its_reads_one_after_the_other(large, warm, reads):
 
     bench.run(software)
     asked = bench.accepted[-1] + lookup
-    assert [edge for edge, _ in bench.reads] == [asked + n * (latency + 1) for n in range(reads)]
-    assert bench.first_offer == asked + reads * (latency + 1) + 3
+    assert [edge for edge, _ in bench.reads] == [asked + way + n * (way + latency + 1) for n in range(reads)]
+    assert bench.first_offer == asked + reads * (way + latency + 1) + 3
 
 
 def test_off_everything_passes_in_the_next_cycle():
@@ -157,7 +166,7 @@ def test_random_requests_go_where_the_tables_say(seed):
     rng = random.Random(seed)
     config = machine(
         iotlb_entries=rng.choice([4, 8]), iotlb_ways=rng.choice([1, 2, 4]), walks=rng.choice([1, 2, 5]),
-        walk_cache=rng.choice([1, 3]), lookup_cycles=rng.choice([2, 5]),
+        walk_cache=rng.choice([1, 3]), lookup_cycles=rng.choice([2, 5]), walk_read_cycles=rng.choice([0, 3]),
     )  # fmt: skip
     tables = Tables()
     small = [TOP - PAGE * n for n in range(12)] + [0x8000_0000 + LARGE * n for n in range(3)]
@@ -530,6 +539,7 @@ def test_a_stale_entry_after_an_invalidation_is_found():
         ("iotlb_entries=12", "sets) must be a power of two of at least 1, not 3"),
         ("walks=17", "iommu.walks must be between 1 and 16, not 17"),
         ("walk_cache=0", "iommu.walk_cache must be between 1 and 128, not 0"),
+        ("walk_read_cycles=4096", "iommu.walk_read_cycles must be between 0 and 4095, not 4096"),
         ("lookup_cycles=1", "iommu.lookup_cycles must be between 2 and 64, not 1"),
         ("address_width=41", "iommu.address_width must be between 36 and 40, not 41"),
         ("enabled=1", "iommu.enabled must be true or false, not 1"),
