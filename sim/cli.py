@@ -295,6 +295,24 @@ def bench_memory(machine, quick, out, as_json):
     console.print(f"Plot in {out}/memory.svg", highlight=False)
 
 
+@bench.command("iommu")
+@with_machine
+@click.option("--quick", is_flag=True, help="Every second window.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where the plot goes.")
+@json_option
+def bench_iommu(machine, quick, out, as_json):
+    """Measure 64-byte DMA reads over windows of growing size, with translation off, by 4 KiB and by 2 MiB pages."""
+    from sim.bench.iommu import iommu, plot_iommu, print_iommu
+
+    console = Console(stderr=as_json)
+    figures = iommu(machine, console, quick=quick)
+    out = out or Path("runs") / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    plot_iommu(figures, out / "iommu.svg")
+    _show(figures, print_iommu, console, as_json)
+    console.print(f"Plot in {out}/iommu.svg", highlight=False)
+
+
 @bench.command("core")
 @with_machine
 @json_option
