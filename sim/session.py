@@ -184,6 +184,7 @@ async def observe(
         end_tick=end_tick,
         log_sha256=engine.log_sha256(),
         wall_s=time.monotonic() - begin,
+        blocked=system.kernel.iommu.log if system.kernel.iommu is not None else (),
     )
 
 
