@@ -188,7 +188,9 @@ class Iommu(wiring.Component):
         answered, waits = Signal(stage), Signal()  # waits: for a free walk, with nothing found
         for before, after in zip(stages, [*stages[1:], answered], strict=True):
             with m.If(advance):
-                m.d.uncore += after.eq(before)
+                m.d.uncore += after.valid.eq(before.valid)
+                with m.If(before.valid):
+                    m.d.uncore += [after.page.eq(before.page), after.slot.eq(before.slot)]
         first_level, first_table = Signal(range(Level.ROOT + 1)), Signal.like(caches.table)
 
         # The device's context, once a walk has read it
