@@ -26,6 +26,7 @@ __all__ = [
     "ConfigError",
     "CoreConfig",
     "DramConfig",
+    "IommuConfig",
     "L1Config",
     "L1iConfig",
     "L2Config",
@@ -292,9 +293,7 @@ class LlcConfig:
             f"llc.snoop_filter_lines must be a multiple of llc.snoop_filter_ways * llc.slices = {tracked}, "
             f"not {self.snoop_filter_lines}",
         )
-        _power_of_two(
-            "llc.snoop_filter_lines / llc.snoop_filter_ways / llc.slices (sets)", self.snoop_filter_sets, 2
-        )
+        _power_of_two("llc.snoop_filter_lines / llc.snoop_filter_ways / llc.slices (sets)", self.snoop_filter_sets, 2)
         _require(
             self.snoop_filter_sets <= self.sets,
             f"llc.snoop_filter_lines / llc.snoop_filter_ways = {self.snoop_filter_sets} sets must be at most the "
@@ -433,6 +432,34 @@ class PcieConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IommuConfig:
+    """Translation of the card's addresses, by a unit after Intel's VT-d in the root complex."""
+
+    enabled: bool  #: there is one; software switches translation on
+    iotlb_entries: int  #: translations of 4 KiB pages kept, and as many of 2 MiB pages
+    iotlb_ways: int
+    walk_cache: int  #: page tables known without a walk from the top (entries of directories), fully associative
+    walks: int  #: page walks at once
+    walk_read_cycles: int  #: uncore cycles that reading an entry of a table takes besides the memory's own
+    lookup_cycles: int  #: uncore cycles from a request's arrival to when it is handed on, at least 2
+    address_width: int  #: bits of the card's addresses that are translated
+
+    def __post_init__(self):
+        _between("iommu.iotlb_entries", self.iotlb_entries, 1, 4096)
+        _between("iommu.iotlb_ways", self.iotlb_ways, 1, 128)
+        _require(
+            self.iotlb_entries % self.iotlb_ways == 0,
+            f"iommu.iotlb_entries = {self.iotlb_entries} is no multiple of {self.iotlb_ways} ways",
+        )
+        _power_of_two("iommu.iotlb_entries / iommu.iotlb_ways (sets)", self.iotlb_entries // self.iotlb_ways)
+        _between("iommu.walk_cache", self.walk_cache, 1, 128)
+        _between("iommu.walks", self.walks, 1, 16)
+        _between("iommu.walk_read_cycles", self.walk_read_cycles, 0, 4095)
+        _between("iommu.lookup_cycles", self.lookup_cycles, 2, 64)
+        _between("iommu.address_width", self.address_width, 36, 40)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NicConfig:
     """The card."""
 
@@ -487,6 +514,7 @@ class MachineConfig:
     llc: LlcConfig
     dram: DramConfig
     pcie: PcieConfig
+    iommu: IommuConfig
     nic: NicConfig
     sources: Mapping[str, str] = field(default_factory=dict)  #: where figures come from, by field
 
@@ -553,6 +581,7 @@ SECTIONS: dict[str, type] = {
     "llc": LlcConfig,
     "dram": DramConfig,
     "pcie": PcieConfig,
+    "iommu": IommuConfig,
     "nic": NicConfig,
 }
 

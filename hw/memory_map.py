@@ -6,6 +6,8 @@ __all__ = [
     "BAR3_BASE",
     "BAR3_BYTES",
     "DRAM_BASE",
+    "IOMMU_BASE",
+    "IOMMU_BYTES",
     "MSI_BASE",
     "MSI_BYTES",
     "MSR_BASE",
@@ -24,6 +26,10 @@ BAR0_BYTES = 0x8_0000
 #: BAR3 of the card: MSI-X table (at 0) and pending bits (at half).
 BAR3_BASE = 0xF010_0000
 BAR3_BYTES = 0x4000
+
+#: Registers of the IOMMU, if the machine has one, where firmware of Intel machines usually reports them.
+IOMMU_BASE = 0xFED9_0000
+IOMMU_BYTES = 0x1000
 
 #: Writes here are interrupt messages: bits 19:12 name the core, data bits 7:0 the vector
 #: (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, section 11.11). The card's are its MSI-X

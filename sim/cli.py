@@ -20,6 +20,7 @@ from sim.build.tools import ToolError
 from sim.wire.frames import TrafficError
 from sw.costs import CostError, mitigations_of
 from sw.linux.cpuidle import IDLE
+from sw.linux.iommu import IOMMU_MODES
 from sw.options import WAKEUPS, XDP_MODES
 from sw.paths import PATHS
 
@@ -124,6 +125,12 @@ software_options = [
     click.option(
         "--xdp-mode", type=click.Choice(XDP_MODES), default=None, help="Of AF_XDP sockets.  [default: zero-copy]"
     ),
+    click.option(
+        "--iommu",
+        type=click.Choice(IOMMU_MODES),
+        default=None,
+        help="How the card's addresses are translated.  [default: off]",
+    ),
     click.option("--wakeup", type=click.Choice(WAKEUPS), default=None, help="How af-xdp waits.  [default: spin]"),
 ]
 
@@ -146,6 +153,7 @@ OPTION_FIELDS = {
     "napi_thread": "napi_thread",
     "busy_poll": "busy_poll_us",
     "itr": "itr_us",
+    "iommu": "iommu",
     "xdp_mode": "xdp_mode",
     "wakeup": "wakeup",
 }
@@ -339,6 +347,24 @@ def parse_ways_list(text):
     if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
         raise ConfigError(f"--ways takes numbers such as 2,3,4, not {text!r}")
     return [int(number) for number in text.split(",")]
+
+
+@bench.command("iommu")
+@with_machine
+@click.option("--quick", is_flag=True, help="Every second window.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where the plot goes.")
+@json_option
+def bench_iommu(machine, quick, out, as_json):
+    """Measure 64-byte DMA reads over windows of growing size, with translation off, by 4 KiB and by 2 MiB pages."""
+    from sim.bench.iommu import iommu, plot_iommu, print_iommu
+
+    console = Console(stderr=as_json)
+    figures = iommu(machine, console, quick=quick)
+    out = out or Path("runs") / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    plot_iommu(figures, out / "iommu.svg")
+    _show(figures, print_iommu, console, as_json)
+    console.print(f"Plot in {out}/iommu.svg", highlight=False)
 
 
 @bench.command("core")

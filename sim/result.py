@@ -83,6 +83,7 @@ class Observation:
     end_tick: int
     log_sha256: str
     wall_s: float
+    blocked: Sequence[str] = ()  #: what the kernel printed of accesses that the IOMMU blocked
 
     def select(self, probe: str) -> np.ndarray:
         """Events of one probe, with its fields by name."""
@@ -189,6 +190,7 @@ def summarise(
             ),
             "polls": observation.polls,
         },
+        **({"dmar": list(observation.blocked)} if observation.blocked else {}),
         **({"peer": dict(observation.peer)} if observation.peer else {}),
         "counters": dict(observation.counters),
         **({"samples": observation.samples.as_json(machine.ticks_per_second)} if observation.samples else {}),
@@ -212,12 +214,15 @@ def _per_packet(observation: Observation, received: int) -> dict[str, float]:
     def counted(*names: str) -> float:
         return sum(observation.counters[name] - observation.counters_at_ready[name] for name in names)
 
+    translation = "root_complex.iommu."
     amounts = {
         "dram_accesses": counted("llc.dram_reads", "llc.dram_writes"),
         "pcie_bytes": counted("link.upstream.link_bytes", "link.downstream.link_bytes"),
         "interrupts": counted("nic.interrupt.messages"),
         "polls": observation.polls,
     }
+    if translation + "lookups" in observation.counters:
+        amounts["iotlb_misses"] = counted(translation + "misses")
     return {name: amount / max(received, 1) for name, amount in amounts.items()}
 
 

@@ -90,10 +90,17 @@ class Software:
                     **self.options,
                 }
             )
+            if options.iommu != "off" and not machine.iommu.enabled:
+                raise ConfigError(
+                    f"--iommu {options.iommu} needs a machine with an IOMMU, which {machine.name} is not; "
+                    "--set iommu.enabled=true gives it one"
+                )
             dram = machine.dram.size_mib << 20
             return System(
                 engine, machine.core.count, dram, _costs(path.costs, self.mitigations), self.path, options, on_note
             )
+        except ConfigError:
+            raise
         except (ValueError, MemoryError) as error:
             raise ConfigError(str(error)) from None
 
@@ -188,6 +195,7 @@ async def observe(
         end_tick=end_tick,
         log_sha256=engine.log_sha256(),
         wall_s=time.monotonic() - begin,
+        blocked=system.kernel.iommu.log if system.kernel.iommu is not None else (),
     )
 
 

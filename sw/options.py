@@ -54,6 +54,7 @@ class Options:
         xdp_mode: of an AF_XDP socket, one of :data:`XDP_MODES`.
         wakeup: how a program with such a socket waits, one of :data:`WAKEUPS`.
         cpuidle: how deep idle cores sleep.
+        iommu: how the machine's IOMMU is used, one of ``sw.linux.iommu.IOMMU_MODES``.
     """
 
     mac: bytes
@@ -84,3 +85,4 @@ class Options:
     xdp_mode: str = XDP_MODES[0]
     wakeup: str = WAKEUPS[0]
     cpuidle: Cpuidle = field(default_factory=Cpuidle)
+    iommu: str = "off"

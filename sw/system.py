@@ -74,6 +74,7 @@ class System:
             tsc_khz=options.tsc_khz,
             routes=options.routes,
             neighbours=options.neighbours,
+            iommu=options.iommu,
         )
         self.path = kind(kernel, options)
         self.computes: list[Compute] = []

@@ -199,7 +199,9 @@ class LastLevelCache(wiring.Component):
         self._free = Signal(slots, init=(1 << slots) - 1)
         self._ready = Signal(slots)  # wants a pass
         self._draining = Signal(slots)  # has a line on its way to DRAM in one of its buffers
-        self._filling = Signal(slots)  # its spare is on its way to the cache, and the next pass may replace that very line
+        self._filling = Signal(
+            slots
+        )  # its spare is on its way to the cache, and the next pass may replace that very line
         self._probed = Signal(slots)
         self._kept = Signal(slots)
         self._evicting = Signal(slots)
@@ -863,9 +865,7 @@ class LastLevelCache(wiring.Component):
                 ):
                     gauge.change(m, here & change.enter & new, here & change.leave & old)
             for number, gauge in enumerate(self.occupancy_class):
-                gauge.change(
-                    m, change.enter & (change.new == number + 1), change.leave & (change.old == number + 1)
-                )
+                gauge.change(m, change.enter & (change.new == number + 1), change.leave & (change.old == number + 1))
 
     def _tell_quiet(self, m):
         """Nothing in the pipeline, nothing to choose, accept or send. The queue of lookups has its timer."""

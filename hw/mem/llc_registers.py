@@ -88,7 +88,9 @@ class LlcRegisters(wiring.Component):
         whole = access.size == 8
         is_mask = Signal()
         # Adding its lowest one to a run of ones leaves none of it.
-        m.d.comb += is_mask.eq(whole & (mask != 0) & (access.data < 1 << self._ways) & ~((mask + lowest(mask)) & mask).any())
+        m.d.comb += is_mask.eq(
+            whole & (mask != 0) & (access.data < 1 << self._ways) & ~((mask + lowest(mask)) & mask).any()
+        )
         number = access.data >> PQR_CLASS_SHIFT
         with m.Switch(access.address):
             with m.Case(msr(IIO_LLC_WAYS)):

@@ -30,10 +30,12 @@ class Inbound(wiring.Component):
     * COMPLETION: a :class:`HostMessage` to the core that waits for it (the tag is the core's number), with all
       ones unless its status is SUCCESS. Nobody waits: dropped, counted.
 
-    Nothing changes at an edge at which ``input`` transfers no beat.
+    What an IOMMU has marked ``blocked`` is neither memory nor an interrupt. Nothing changes at an edge at which
+    ``input`` transfers no beat.
 
     Ports:
         input: from the link.
+        blocked: of the packet on ``input``; only with an IOMMU.
         write, read, message: see above.
         writes_accepted: line writes handed to memory so far.
         reading: cores that wait for a completion.
@@ -62,9 +64,11 @@ class Inbound(wiring.Component):
         self.unsupported_reads = Counter("uncore", "device reads answered with UNSUPPORTED_REQUEST")
         self.unsupported_writes = Counter("uncore", "device writes dropped")
         self.unexpected_completions = Counter("uncore", "completions nobody waits for, dropped")
+        blocked = {"blocked": In(1)} if config.iommu.enabled else {}
         super().__init__(
             {
                 "input": In(TlpStream),
+                **blocked,
                 "write": Out(stream.Signature(DeviceRequest)),
                 "read": Out(stream.Signature(ReadRequest)),
                 "message": Out(stream.Signature(HostMessage)),
@@ -85,11 +89,12 @@ class Inbound(wiring.Component):
         # Where it goes
         end = Signal(PHYSICAL_ADDRESS_WIDTH + 1)
         in_memory, interrupts, is_expected = Signal(), Signal(), Signal()
+        allowed = ~self.blocked if "blocked" in self.signature.members else 1
         with m.If(self.input.valid):
             m.d.comb += [
                 end.eq(header.address + header.length),
-                in_memory.eq((header.length != 0) & (header.address >= DRAM_BASE) & (end <= self.dram_end)),
-                interrupts.eq(is_interrupt(header.address, header.length, self.cores)),
+                in_memory.eq((header.length != 0) & (header.address >= DRAM_BASE) & (end <= self.dram_end) & allowed),
+                interrupts.eq(is_interrupt(header.address, header.length, self.cores) & allowed),
                 is_expected.eq(((self.reading >> header.tag) & 1) & beat.first),
             ]
             with m.Switch(header.kind):

@@ -14,6 +14,8 @@ from hw.memory_map import (
     BAR0_BYTES,
     BAR3_BASE,
     BAR3_BYTES,
+    IOMMU_BASE,
+    IOMMU_BYTES,
     MSR_BASE,
     MSR_BYTES,
     ROOT_PORT_BASE,
@@ -41,11 +43,12 @@ class MmioBridge(wiring.Component):
     interrupt window, for a core that exists, is an interrupt for that core: what an x86 core sends by writing the
     interrupt command register of its local APIC, with fixed delivery and physical destination (Intel SDM, volume 3,
     section 11.6.1). An aligned access of 4 or 8 bytes to the windows of the platform's own registers
-    (:mod:`hw.uncore_registers`) is done at once. A core's requests are taken in order, and none while its read is unanswered. Anything else belongs
-    to nobody: reads give all ones at once, writes are dropped.
+    (:mod:`hw.uncore_registers`, and those of the IOMMU if there is one) is done at once. A core's requests are taken in
+    order, and none while its read is unanswered. Anything else belongs to nobody: reads give all ones at once, writes are
+    dropped.
 
-    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered by the platform or with all
-    ones, at t + 1.
+    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered by the platform or with
+    all ones, at t + 1.
 
     Ports:
         mmio: one per core.
@@ -59,10 +62,13 @@ class MmioBridge(wiring.Component):
         active: the next edge changes something here, given the inputs as they are.
     """
 
-    def __init__(self, cores: int):
+    def __init__(self, cores: int, *, iommu: bool = False):
         if not 1 <= cores <= 1 << CORE_WIDTH:
             raise ValueError(f"cores must be between 1 and {1 << CORE_WIDTH}, not {cores}")
         self.cores = cores
+        self._windows = [(MSR_BASE, MSR_BYTES), (ROOT_PORT_BASE, ROOT_PORT_BYTES)]
+        if iommu:
+            self._windows.append((IOMMU_BASE, IOMMU_BYTES))
         self.request = Probe(
             "uncore", "an MMIO access of a core was taken",
             core=CORE_WIDTH, write=1, address=PHYSICAL_ADDRESS_WIDTH, data=64,
@@ -91,7 +97,9 @@ class MmioBridge(wiring.Component):
         """Choose a request, make the packet, then answer."""
         m = Module()
         busy = Signal(self.cores)
-        here = Signal(self.cores)  # the read is to be answered here: with what a register of the platform holds, or all ones
+        here = Signal(
+            self.cores
+        )  # the read is to be answered here: with what a register of the platform holds, or all ones
         answers = [Signal(64, name=f"answer{core}") for core in range(self.cores)]
         accept = self._request(m, busy, here, answers)
         responded = self._respond(m, busy, here, answers)
@@ -126,10 +134,7 @@ class MmioBridge(wiring.Component):
                 (request.address >= base) & (end <= base + size)
                 for base, size in ((BAR0_BASE, BAR0_BYTES), (BAR3_BASE, BAR3_BYTES))
             ).any()
-            in_platform = Cat(
-                (request.address >= base) & (end <= base + size)
-                for base, size in ((MSR_BASE, MSR_BYTES), (ROOT_PORT_BASE, ROOT_PORT_BYTES))
-            ).any()
+            in_platform = Cat((request.address >= base) & (end <= base + size) for base, size in self._windows).any()
             aligned = ((request.size == 4) & (request.address % 4 == 0)) | (
                 (request.size == 8) & (request.address % 8 == 0)
             )

@@ -38,6 +38,7 @@ class ReadEngine(wiring.Component):
         writes_done: line writes visible so far.
         memory_request, memory_response: line reads; the tag is ours.
         completion: to the link.
+        idle: every line asked for has been answered, and no request waits.
         active: the next edge changes something here, given the inputs as they are.
 
     Raises:
@@ -59,6 +60,7 @@ class ReadEngine(wiring.Component):
                 "memory_request": Out(stream.Signature(DeviceRequest)),
                 "memory_response": In(stream.Signature(DeviceResponse)),
                 "completion": Out(TlpStream),
+                "idle": Out(1),
                 "active": Out(1),
             }
         )
@@ -112,6 +114,7 @@ class ReadEngine(wiring.Component):
         with m.If(free):
             m.d.uncore += head.eq(head + 1)
 
+        m.d.comb += self.idle.eq((used == 0) & ~self.requests.output.valid)
         m.d.comb += self.active.eq(
             (self.request.valid & self.request.ready)
             | asking

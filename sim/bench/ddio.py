@@ -55,7 +55,9 @@ def ddio(
         ways = [number for number in published["ways"] if number <= machine.llc.ways]
     beyond = [number for number in ways if not 1 <= number <= machine.llc.ways]
     if beyond:
-        raise ConfigError(f"--ways must be between 1 and {machine.llc.ways}, the ways of {machine.name}, not {beyond[0]}")
+        raise ConfigError(
+            f"--ways must be between 1 and {machine.llc.ways}, the ways of {machine.name}, not {beyond[0]}"
+        )
     hits = dict(zip(published["ways"], published["pcie_write_hit_percent"], strict=True))
     gbps = dict(zip(published["ways"], published["goodput_gbps"], strict=True))
     rows = []
@@ -68,7 +70,9 @@ def ddio(
     }  # fmt: skip
 
 
-def write_hits(machine: MachineConfig, ways: int, out: Path, *, ring: int = RING, tx_ring: int = TX_RING) -> dict[str, Any]:
+def write_hits(
+    machine: MachineConfig, ways: int, out: Path, *, ring: int = RING, tx_ring: int = TX_RING
+) -> dict[str, Any]:
     """One run: hits among the card's writes of whole lines, once every buffer has been in use."""
     count = (WARM_TURNS + COUNTED_TURNS) * ring
     experiment = Experiment(
@@ -142,7 +146,9 @@ def plot_ddio(figures: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7.5, 4.6), layout="constrained")
     rows = figures["ways"]
     told = [row for row in rows if row["published_percent"] is not None]
-    axes.plot([r["ways"] for r in told], [r["published_percent"] for r in told], "--s", color="#94a3b8", label="published")
+    axes.plot(
+        [r["ways"] for r in told], [r["published_percent"] for r in told], "--s", color="#94a3b8", label="published"
+    )
     axes.plot([r["ways"] for r in rows], [r["write_hit_percent"] for r in rows], "-o", color="#c2410c", label="model")
     axes.set_xlabel("ways of the last level in which device writes may allocate")
     axes.set_ylabel("PCIe writes of whole lines that hit, %")

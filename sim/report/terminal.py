@@ -51,6 +51,9 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     table.add_row("polls", f"{interrupts['polls']:,}")
     console.print(table)
 
+    for message in result.get("dmar", ()):
+        console.print(message, style="yellow", highlight=False, markup=False)
+
     functions = sorted(result["cycles_per_packet"].items(), key=lambda item: -item[1])
     if functions:
         table = Table(title="Core cycles per received packet", title_justify="left")

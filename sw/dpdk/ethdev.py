@@ -36,7 +36,8 @@ class EthDev:
         allocate: hands out memory in huge pages.
         mac: station address.
         ring: descriptors of the receive queue, a power of two.
-        tx_ring: descriptors of the transmit queue, likewise.
+        tx_ring: descriptors of the transmit queue, likewise; None: as many.
+        dma_offset: what is added to a physical address to have the card's (VFIO).
         vector: receive with vector instructions, as DPDK does unless told ``--force-max-simd-bitwidth=64``.
 
     Raises:
@@ -52,11 +53,13 @@ class EthDev:
         vector: bool = True,
         *,
         tx_ring: int | None = None,
+        dma_offset: int = 0,
     ):
         tx_ring = ring if tx_ring is None else tx_ring
         self.hw = IxgbeHw()
         self.mac = mac
         self.promiscuous = promiscuous
+        self.dma_offset = dma_offset
         self.rx = IxgbeRxQueue(allocate(IxgbeRxQueue.bytes_needed(ring, vector)), ring, vector=vector)
         self.tx = IxgbeTxQueue(allocate(IxgbeTxQueue.bytes_needed(tx_ring)), tx_ring)
         # What both rings hold, what may be in the program's hands, and what the cache may keep back.
@@ -77,12 +80,14 @@ async def rte_eth_dev_start(cpu: Cpu, dev: EthDev) -> None:
     Raises:
         IxgbeError: if the card does not answer as it should.
     """
-    dev.pool = dev.rx.pool = await rte_pktmbuf_pool_create(cpu, dev._pool_memory, dev._mbufs, dev._cache)
+    dev.pool = dev.rx.pool = await rte_pktmbuf_pool_create(
+        cpu, dev._pool_memory, dev._mbufs, dev._cache, dev.dma_offset
+    )
     await ixgbe_reset_hw(cpu, dev.hw, dev.mac)
     await ixgbe_rx_unit_configure(cpu, dev.hw, dev.promiscuous)
-    await ixgbe_tx_queue_start(cpu, dev.hw, dev.tx.queue, iova(dev.tx.ring), dev.tx.count)
+    await ixgbe_tx_queue_start(cpu, dev.hw, dev.tx.queue, iova(dev.tx.ring, dev.dma_offset), dev.tx.count)
     dev.tx.init(cpu)
-    await ixgbe_dev_rx_queue_start(cpu, dev.hw, dev.rx)
+    await ixgbe_dev_rx_queue_start(cpu, dev.hw, dev.rx, dev.dma_offset)
     await ixgbe_rx_enable(cpu, dev.hw)
     await ixgbe_wait_link(cpu, dev.hw)
 

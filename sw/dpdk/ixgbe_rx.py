@@ -127,13 +127,14 @@ def _beyond(vector: bool) -> int:
 
 
 @function()
-async def ixgbe_dev_rx_queue_start(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue) -> None:
+async def ixgbe_dev_rx_queue_start(cpu: Cpu, hw: IxgbeHw, queue: IxgbeRxQueue, dma_offset: int = 0) -> None:
     """Enable the queue and give the card a full ring.
 
     Raises:
         MemoryError: if the pool has too few mbufs.
     """
-    await ixgbe_rx_queue_start(cpu, hw, queue.queue, iova(queue.ring), queue.count, _BUFFER_BYTES)
+    ring = iova(queue.ring, dma_offset)
+    await ixgbe_rx_queue_start(cpu, hw, queue.queue, ring, queue.count, _BUFFER_BYTES)
     state = RX_QUEUE.pack(nb_rx_desc=queue.count, rx_free_trigger=RTE_IXGBE_RXQ_REARM_THRESH - 1)
     cpu.store(queue.state, state, RX_QUEUE.size)
     for start in range(0, queue.count, RTE_IXGBE_RXQ_REARM_THRESH):

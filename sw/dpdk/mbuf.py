@@ -55,7 +55,7 @@ def mbuf_pool_bytes(count: int, cache_size: int) -> int:
 
 
 @function()
-async def rte_pktmbuf_pool_create(cpu: Cpu, memory: int, count: int, cache_size: int) -> Mempool:
+async def rte_pktmbuf_pool_create(cpu: Cpu, memory: int, count: int, cache_size: int, dma_offset: int = 0) -> Mempool:
     """Make a pool of ``count`` mbufs and initialise each (``rte_pktmbuf_init``)."""
     pool = Mempool(memory, count, _MBUF_BYTES, cache_size)
     await rte_mempool_create(cpu, pool)
@@ -66,7 +66,7 @@ async def rte_pktmbuf_pool_create(cpu: Cpu, memory: int, count: int, cache_size:
             mbuf,
             RTE_MBUF.pack(
                 buf_addr=buffer,
-                buf_iova=iova(buffer),
+                buf_iova=iova(buffer, dma_offset),
                 data_off=RTE_PKTMBUF_HEADROOM,
                 refcnt=1,
                 nb_segs=1,
@@ -80,9 +80,9 @@ async def rte_pktmbuf_pool_create(cpu: Cpu, memory: int, count: int, cache_size:
     return pool
 
 
-def iova(address: int) -> int:
-    """The address under which the card sees ``address``: the physical one (``RTE_IOVA_PA``)."""
-    return address & PHYSICAL_MASK
+def iova(address: int, dma_offset: int = 0) -> int:
+    """The address under which the card sees ``address``: the physical one (``RTE_IOVA_PA``), or one chosen (VFIO)."""
+    return (address & PHYSICAL_MASK) + dma_offset
 
 
 @function()

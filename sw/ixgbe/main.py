@@ -74,6 +74,7 @@ class IxgbeAdapter:
                 f"the interrupt interval must be between 0 and {most * _EITR_UNIT_NS // 1000} us, not {itr_us:g} us"
             )
         ring = IxgbeRing(kernel.memblock, ring_size, QUEUE)
+        ring.map(kernel.dma)
 
         async def poll(napi: Napi, cpu: Cpu, budget: int) -> int:
             return await ixgbe_poll(cpu, adapter, napi, budget)
@@ -88,6 +89,7 @@ class IxgbeAdapter:
     def add_tx(self) -> IxgbeTxRing:
         """Have the kernel send by the transmit queue of the pair."""
         ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, QUEUE)
+        ring.map(self.kernel.dma)
 
         async def ndo_start_xmit(cpu: Cpu, skb: int) -> bool:
             return await ixgbe_xmit_frame_ring(cpu, self.hw, ring, skb)
@@ -99,6 +101,7 @@ class IxgbeAdapter:
     def add_xdp(self) -> IxgbeXdp:
         """Let a program run on what is received; what it sends goes out by a queue of its own."""
         ring = IxgbeTxRing(self.kernel.memblock, self.ring.count, XDP_QUEUE)
+        ring.map(self.kernel.dma)
         self.tx_rings.append(ring)
         self.ring.xdp = xdp = IxgbeXdp(self.kernel.memblock, ring, self.ring.queue)
         return xdp
@@ -124,7 +127,7 @@ async def ixgbe_configure_rx(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     """Filters, frame size, the ring (sections 4.6.7 and 4.6.7.1)."""
     ring = adapter.ring
     await ixgbe_rx_unit_configure(cpu, adapter.hw, adapter.promiscuous)
-    await ixgbe_rx_queue_start(cpu, adapter.hw, ring.queue, ring.descriptors, ring.count, IXGBE_RX_BUFSZ)
+    await ixgbe_rx_queue_start(cpu, adapter.hw, ring.queue, ring.dma, ring.count, IXGBE_RX_BUFSZ)
     ixgbe_init_rx_ring(cpu, ring)
     if ring.xdp is not None:
         ring.xdp.init(cpu)
@@ -136,7 +139,7 @@ async def ixgbe_configure_tx(cpu: Cpu, adapter: IxgbeAdapter) -> None:
     """The transmit rings (section 4.6.8)."""
     for ring in adapter.tx_rings:
         ixgbe_init_tx_ring(cpu, ring)
-        await ixgbe_tx_queue_start(cpu, adapter.hw, ring.queue, ring.descriptors, ring.count)
+        await ixgbe_tx_queue_start(cpu, adapter.hw, ring.queue, ring.dma, ring.count)
 
 
 def ixgbe_configure_msix(cpu: Cpu, adapter: IxgbeAdapter) -> None:

@@ -67,13 +67,13 @@ async def ixgbe_txrx_ring_enable_zc(cpu: Cpu, adapter: IxgbeAdapter, pool: XskBu
     ring, xdp = adapter.ring, adapter.ring.xdp
     ring.xsk_pool = xdp.ring.xsk_pool = pool
     ixgbe_init_tx_ring(cpu, xdp.ring)
-    await ixgbe_tx_queue_start(cpu, adapter.hw, xdp.ring.queue, xdp.ring.descriptors, xdp.ring.count)
+    await ixgbe_tx_queue_start(cpu, adapter.hw, xdp.ring.queue, xdp.ring.dma, xdp.ring.count)
     cpu.put(xdp.rxq, XDP_RXQ_INFO.mem_type, MEM_TYPE_XSK_BUFF_POOL)
     await xp_set_rxq_info(cpu, pool, xdp.rxq)
     cpu.store(ring.descriptors, bytes(DESCRIPTOR_BYTES), DESCRIPTOR_BYTES)
     # The card knows the size of its buffers in KiB: what it must not write to is left out.
     size = pool.frame_len // 1024 * 1024
-    await ixgbe_rx_queue_start(cpu, adapter.hw, ring.queue, ring.descriptors, ring.count, size)
+    await ixgbe_rx_queue_start(cpu, adapter.hw, ring.queue, ring.dma, ring.count, size)
     ixgbe_init_rx_ring(cpu, ring)
     await ixgbe_alloc_rx_buffers_zc(cpu, ring, adapter.hw, ring.count - 1)
     napi_enable(cpu, adapter.napi)

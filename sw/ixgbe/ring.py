@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from hw.nic.descriptors import DESCRIPTOR_BYTES
 from sw.core import LINE
 from sw.linux.cpu import Cpu
+from sw.linux.dma import Dma
 from sw.linux.mm import MemBlock
 from sw.linux.net.dev import napi_gro_receive
 from sw.structs import Struct
@@ -65,6 +66,7 @@ class DescriptorRing:
     count: int
     queue: int = 0
     descriptors: int = field(init=False)  #: address of the descriptors
+    dma: int = field(init=False)  #: where the card has them
     buffers: int = field(init=False)  #: address of the array of :attr:`buffer_struct`
     state: int = field(init=False)  #: address of the :attr:`state_struct`
     xsk_pool: Any = field(default=None, init=False)  #: the ``XskBuffPool`` whose chunks are its buffers, if any
@@ -75,9 +77,14 @@ class DescriptorRing:
 
     def __post_init__(self):
         check_ring(self.count, self.direction)
-        self.descriptors = self.memblock.allocate(self.count * DESCRIPTOR_BYTES, 128)
+        self.descriptors = self.dma = self.memblock.allocate(self.count * DESCRIPTOR_BYTES, 128)
         self.buffers = self.memblock.allocate(self.count * self.buffer_struct.size)
         self.state = self.memblock.allocate(self.state_struct.size)
+
+    def map(self, dma: Dma) -> None:
+        """Let the card reach the descriptors (``dma_alloc_coherent``)."""
+        dma.for_kernel = True
+        self.dma = dma.map(self.descriptors, self.count * DESCRIPTOR_BYTES)
 
 
 @dataclass(slots=True, eq=False)

@@ -63,6 +63,7 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, wanted:
     """
     next_to_use, loaded = await cpu.chase(*RX_RING.next_to_use.at(ring.state))
     given = 0
+    dma_offset = cpu.kernel.dma.page_offset
     while given < wanted:
         buffer = ring.buffers + next_to_use * IXGBE_RX_BUFFER.size
         page, page_offset, _ = IXGBE_RX_BUFFER.unpack(await cpu.load(buffer, IXGBE_RX_BUFFER.size, after=loaded))
@@ -76,7 +77,7 @@ async def ixgbe_alloc_rx_buffers(cpu: Cpu, ring: IxgbeRing, hw: IxgbeHw, wanted:
             values = {"page": page, "page_offset": page_offset, "pagecnt_bias": _PAGE_REFERENCES}
             cpu.store(buffer, IXGBE_RX_BUFFER.pack(**values), IXGBE_RX_BUFFER.size)
         cpu.execute("ixgbe_alloc_rx_descriptor")
-        descriptor = RX_READ.pack(packet_address=page + page_offset)
+        descriptor = RX_READ.pack(packet_address=page + page_offset + dma_offset)
         cpu.store(ring.descriptors + next_to_use * DESCRIPTOR_BYTES, descriptor, DESCRIPTOR_BYTES)
         next_to_use = (next_to_use + 1) % ring.count
         given += 1

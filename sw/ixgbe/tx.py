@@ -63,7 +63,7 @@ async def ixgbe_xmit_frame_ring(cpu: Cpu, hw: IxgbeHw, ring: IxgbeTxRing, skb: i
     data, length = await cpu.get_all(skb, SK_BUFF.data, SK_BUFF.len)
     descriptor = ring.descriptors + next_to_use * DESCRIPTOR_BYTES
     buffer = ring.buffers + next_to_use * IXGBE_TX_BUFFER.size
-    cpu.store(descriptor, tx_data(data, length), DESCRIPTOR_BYTES)
+    cpu.store(descriptor, tx_data(data + cpu.kernel.dma.page_offset, length), DESCRIPTOR_BYTES)
     values = {"next_to_watch": descriptor, "skb": skb, "bytecount": length}
     cpu.store(buffer, IXGBE_TX_BUFFER.pack(**values), IXGBE_TX_BUFFER.size)
     next_to_use = (next_to_use + 1) % ring.count
@@ -112,7 +112,7 @@ async def ixgbe_xmit_xdp_ring(
         return False
     descriptor = ring.descriptors + next_to_use * DESCRIPTOR_BYTES
     buffer = ring.buffers + next_to_use * IXGBE_TX_BUFFER.size
-    cpu.store(descriptor, tx_data(data, length), DESCRIPTOR_BYTES)
+    cpu.store(descriptor, tx_data(data + cpu.kernel.dma.page_offset, length), DESCRIPTOR_BYTES)
     values = {"next_to_watch": descriptor, "page": page, "bytecount": length}
     cpu.store(buffer, IXGBE_TX_BUFFER.pack(**values), IXGBE_TX_BUFFER.size)
     cpu.note("sent", packet=packet, frame=(ring.queue, ring.frames))

@@ -8,6 +8,8 @@ from sw.core import LINE, Mode, Record
 from sw.costs import Cost
 from sw.linux.cpu import NET_RX_SOFTIRQ, NET_TX_SOFTIRQ, PERCPU, TIMER_SOFTIRQ, Cpu
 from sw.linux.cpuidle import Cpuidle
+from sw.linux.dma import Dma
+from sw.linux.iommu import IntelIommu, init_dmars
 from sw.linux.irq import IRQ_DESC_BYTES, interrupt_entry
 from sw.linux.list import init_list_head
 from sw.linux.mm import PAGE_SIZE, MemBlock, PageAllocator, lay_out_text
@@ -41,7 +43,7 @@ from sw.linux.socket import SOCK, sock_wfree
 from sw.linux.softirq import ksoftirqd
 from sw.linux.timer import TimerBase, TimerFunction, init_timer_base, local_apic_timer_interrupt, run_timer_softirq
 from sw.linux.xdp.xsk import XdpSock
-from sw.paging import PageSize, PageTables, virtual
+from sw.paging import PHYSICAL_MASK, PageSize, PageTables, virtual
 from sw.port import TIMER_VECTOR, CorePort
 
 __all__ = ["Kernel"]
@@ -67,6 +69,7 @@ class Kernel:
         tsc_khz: frequency of the time-stamp counter.
         routes: to where the host can send.
         neighbours: hardware address of each host on the link that it can send to, by IPv4 address.
+        iommu: how the IOMMU is used, one of ``sw.linux.iommu.IOMMU_MODES``; anything but "off" needs one.
 
     Raises:
         OutOfMemoryError: when DRAM is too small.
@@ -87,6 +90,7 @@ class Kernel:
         tsc_khz: int = 1_000_000,
         routes: tuple[Route, ...] = (),
         neighbours: Mapping[bytes, bytes] = MappingProxyType({}),
+        iommu: str = "off",
     ):
         self.mac = mac
         self.routes = routes
@@ -102,6 +106,8 @@ class Kernel:
         # Addresses, as the linker and the early boot would fix them
         self.memblock = MemBlock(dram_bytes)
         allocate = self.memblock.allocate
+        self.iommu = IntelIommu(self.memblock, iommu) if iommu != "off" else None
+        self.dma: Dma = self.iommu or Dma()  #: the card's addresses of memory
         self.text = lay_out_text(costs, self.memblock)
         self.cpus = [
             Cpu(
@@ -193,6 +199,12 @@ class Kernel:
         self._page_table_entries += self.page_tables.map(address, size, PageSize.MIB_2)
         return virtual(address, PageSize.MIB_2)
 
+    def allocate_vfio(self, size: int) -> int:
+        """The same for a program that drives the card: it lets the card reach it (VFIO)."""
+        address = self.allocate_huge(size)
+        self.dma.map_user(address & PHYSICAL_MASK, size)
+        return address
+
     def add_raw_table(self) -> None:
         """Set memory aside for iptables' raw table with one rule, which drops all UDP."""
         self.raw_table = self.memblock.allocate(NF_TABLE_BYTES)
@@ -218,6 +230,10 @@ class Kernel:
         """Write every structure to memory and make ``tasks`` runnable; runs on the boot core before anything else."""
         for address, entry in self._page_table_entries:
             cpu.store(address, entry, 8)
+        if self.iommu is not None:
+            if self.dma.for_kernel:
+                self.iommu.map_pages()
+            await init_dmars(cpu, self.iommu)
         self.pages.init(cpu)
         self.skb_cache.init(cpu)
         init_packet_types(cpu)

@@ -16,6 +16,7 @@ from sw.linux.xdp.queue import XskQueue
 from sw.linux.xdp.umem import XdpUmem
 from sw.linux.xdp.xsk import XDP_SOCK, AfXdp
 from sw.options import WAKEUPS, Options
+from sw.paging import PHYSICAL_MASK
 from sw.paths.path import BOOT_CORE, Path
 from sw.paths.xdp import PROGRAMS
 
@@ -67,6 +68,8 @@ class AfXdpPath(Path):
         size = rings + XskBuffPool.bytes_needed(entries) + XDP_SOCK.size + 8 * 4096
         self.family = self.xdp.sockets = AfXdp(kernel, size, device)
         umem = XdpUmem(kernel.allocate_user(entries * CHUNK_BYTES), entries * CHUNK_BYTES, CHUNK_BYTES)
+        if options.xdp_mode == "zero-copy":
+            kernel.dma.map(umem.address & PHYSICAL_MASK, umem.size)  # at boot instead of at bind()
         memory = kernel.allocate_user(XdpsockPlan.memory_bytes)
         flags = _MODES[options.xdp_mode] | BindFlag.USE_NEED_WAKEUP
         plan = XdpsockPlan(self.family, self.bpf, umem, memory, entries, flags)

@@ -46,7 +46,6 @@ SMALL = load_machine(
 LINES = [SMALL.llc.sets * number for number in range(3)]
 
 
-
 class OpenRam(wiring.Component):
     """A :class:`hw.lib.ram.RAM` whose rows can be seen, and hold anything at first; of a line only the lowest bit.
 
@@ -259,9 +258,7 @@ class Cache:
 
     def _write(self, m: Module, sync) -> None:
         for n in range(len(LINES)):
-            m.d.comb += self.wrote[n].eq(
-                self.world.free() & (self.may[n] == WRITE) & ~self.fixed(n)
-            )
+            m.d.comb += self.wrote[n].eq(self.world.free() & (self.may[n] == WRITE) & ~self.fixed(n))
             with m.If(self.wrote[n]):
                 sync += [self.value[n].eq(~self.value[n]), self.dirty[n].eq(1)]
 
@@ -286,7 +283,9 @@ class Device:
         m, sync = world.module, world.module.d[FORMAL_DOMAIN]
         request, response = port.request, port.response
         offered, number = Signal(), Signal(2)
-        write, touches, whole, value, around = (Signal(name=n) for n in ("write", "touches", "whole", "value", "around"))
+        write, touches, whole, value, around = (
+            Signal(name=n) for n in ("write", "touches", "whole", "value", "around")
+        )
         chosen = world.free(2)
         with m.If(world.free() & ~offered & (chosen < len(LINES))):
             sync += [offered.eq(1), number.eq(chosen)]
@@ -444,7 +443,9 @@ class Model:
         """The arrays agree with each other, with the caches, with DRAM and with what was written last."""
         llc, rules = self.llc, []
         tags = data.View(data.ArrayLayout(llc.tags.entry, llc.tags.ways), llc.tags.rows.rows[0])
-        entries = data.View(data.ArrayLayout(llc.snoop_filter.entry, llc.snoop_filter.ways), llc.snoop_filter.rows.rows[0])
+        entries = data.View(
+            data.ArrayLayout(llc.snoop_filter.entry, llc.snoop_filter.ways), llc.snoop_filter.rows.rows[0]
+        )
         for array, shift in ((tags, llc.layouts.set_width), (entries, llc.layouts.filter_set_width)):
             ways = range(array.shape().length)
             known = [Cat(array[way].tag == line >> shift for line in LINES).any() for way in ways]
@@ -455,7 +456,9 @@ class Model:
         for n, line in enumerate(LINES):
             # What the snoop filter says of the line is what the caches may do
             found = [e.valid & (e.tag == line >> llc.layouts.filter_set_width) for e in entries]
-            sharers = Cat(Cat(f & e.sharers[c] for f, e in zip(found, entries, strict=True)).any() for c in range(CLIENTS))
+            sharers = Cat(
+                Cat(f & e.sharers[c] for f, e in zip(found, entries, strict=True)).any() for c in range(CLIENTS)
+            )
             exclusive = Cat(f & e.exclusive for f, e in zip(found, entries, strict=True)).any()
             may = [cache.may[n] for cache in self.caches]
             rules += [Value.cast(each) < 3 for each in may]

@@ -59,6 +59,7 @@ class XskBuffPool:
     cq: XskQueue
     tx: XskQueue | None = None  #: transmit ring of the socket, once it is bound
     uses_need_wakeup: bool = False
+    dma_offset: int = 0  #: what is added to a physical address to have the card's
     #: Which received packet is in each chunk that has one, for observers.
     packet_of: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -85,8 +86,8 @@ class XskBuffPool:
         return self.umem.address + address
 
     def raw_dma(self, address: int) -> int:
-        """Where the card has it (``xp_raw_get_dma``): pages are pinned, there is no IOMMU."""
-        return self.raw_data(address) & PHYSICAL_MASK
+        """Where the card has it (``xp_raw_get_dma``): pages are pinned."""
+        return (self.raw_data(address) & PHYSICAL_MASK) + self.dma_offset
 
 
 async def xp_create_and_assign_umem(cpu: Cpu, area: XdpArea, umem: XdpUmem, fq: XskQueue, cq: XskQueue) -> XskBuffPool:
@@ -116,6 +117,8 @@ async def xp_create_and_assign_umem(cpu: Cpu, area: XdpArea, umem: XdpUmem, fq: 
 
 async def xp_dma_map(cpu: Cpu, pool: XskBuffPool) -> None:
     """Note down where the card finds each chunk, and in it the packet."""
+    physical = pool.umem.address & PHYSICAL_MASK
+    pool.dma_offset = cpu.kernel.dma.address(physical) - physical
     for number in range(pool.umem.chunks):
         xskb = pool.heads + number * XDP_BUFF_XSK.size
         frame = pool.raw_dma(number * pool.umem.chunk_size)
