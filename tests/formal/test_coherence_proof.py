@@ -373,26 +373,30 @@ class Dram:
 class Model:
     """The last level in its surroundings, with what must hold.
 
+    Arguments:
+        inclusion: of the private caches.
+
     Attributes:
         world: the model checker's harness.
         caches, device, dram: what surrounds the last level.
         truth: of each line, the value written last, by whoever.
     """
 
-    def __init__(self):
+    def __init__(self, inclusion: str = "non-inclusive"):
+        config = SMALL.replace([f'llc.inclusion="{inclusion}"'])
         with (
             patch("hw.mem.llc.RAM", OpenRam),
             patch("hw.mem.llc_tags.RAM", OpenRam),
             patch("hw.mem.llc_line_buffers.RAM", OpenRam),
         ):
-            self.llc = llc = LastLevelCache(SMALL)
+            self.llc = llc = LastLevelCache(config)
         llc._wait_cycles = 0  # the wait before a lookup would only make runs longer
         self.world = world = World(llc)
         m, sync = world.module, world.module.d[FORMAL_DOMAIN]
         m.d.comb += world.tick["uncore"].eq(1)
         self.caches = [Cache(world, port, index) for index, port in enumerate(llc.client)]
         self.device = device = Device(world, llc.device)
-        self.dram = Dram(world, llc.dram)
+        self.dram = Dram(world, llc.dram[0])
         self.truth = truth = [Signal(name=f"truth{n}") for n in range(len(LINES))]
 
         # What is written last
@@ -468,12 +472,16 @@ class Model:
             # Where it lies
             value, dirty = Signal(name=f"memory{n}"), Cat(c.dirty[n] & (c.may[n] == WRITE) for c in self.caches).any()
             self.world.module.d.comb += value.eq(self.dram.rows[n])
+            hits = []
             for way in range(llc.tags.ways):
                 entry, stored = tags[way], llc.data.rows[way << llc.layouts.set_width]
                 hit = entry.valid & (entry.tag == line >> llc.layouts.set_width)
                 with self.world.module.If(hit):
                     self.world.module.d.comb += value.eq(stored)
+                hits.append(hit)
                 rules.append(~hit | entry.dirty | (stored == self.dram.rows[n]))
+            if llc.layouts.inclusive:
+                rules.append(~sharers.any() | Cat(hits).any())
             rules.append(dirty | (value == self.truth[n]))
             for cache in self.caches:
                 rules.append((cache.may[n] == NOTHING) | (cache.value[n] == self.truth[n]))
