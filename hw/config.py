@@ -255,7 +255,7 @@ class LlcConfig:
     slices: int  #: which a hash of the address divides the lines among, see ``hw.mem.llc_hash``
     inclusion: str  #: of what private caches hold, one of :data:`INCLUSIONS`
     replacement: str  #: which way is replaced, one of :data:`REPLACEMENTS`
-    ddio: bool  #: device writes allocate in and update the cache; off: they go to DRAM. At the start: bit 7 of perfctrlsts
+    ddio: bool  #: device writes go to the cache, not to DRAM, at the start (perfctrlsts_0)
     ddio_ways: int  #: the last ways, in which device writes may allocate. At the start: IIO LLC WAYS
     class_masks: tuple[int, ...]  #: ways in which cores of class of service 0, 1, … may allocate at the start (CAT)
     core_classes: tuple[int, ...]  #: class of service of cores 0, 1, … at the start; 0 for the others
@@ -292,9 +292,7 @@ class LlcConfig:
             f"llc.snoop_filter_lines must be a multiple of llc.snoop_filter_ways * llc.slices = {tracked}, "
             f"not {self.snoop_filter_lines}",
         )
-        _power_of_two(
-            "llc.snoop_filter_lines / llc.snoop_filter_ways / llc.slices (sets)", self.snoop_filter_sets, 2
-        )
+        _power_of_two("llc.snoop_filter_lines / llc.snoop_filter_ways / llc.slices (sets)", self.snoop_filter_sets, 2)
         _require(
             self.snoop_filter_sets <= self.sets,
             f"llc.snoop_filter_lines / llc.snoop_filter_ways = {self.snoop_filter_sets} sets must be at most the "

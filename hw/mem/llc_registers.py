@@ -29,11 +29,11 @@ _CLASS_WIDTH = ceil_log2(CLASSES_OF_SERVICE)
 class LlcRegisters(wiring.Component):
     """Cache Allocation Technology, IIO LLC WAYS and perfctrlsts_0 (:mod:`hw.uncore_registers`). Domain ``uncore``.
 
-    A mask that is empty, longer than ``llc.ways`` or not one run of ones changes nothing, nor does a class of service that does
-    not exist; ``refused`` counts them. What is written takes effect for lookups from the next cycle on; lines stay where they
-    are. Other registers of the windows read as all ones, as what belongs to nobody does, and cannot be written. Only one bit of
-    perfctrlsts_0 exists: no device here marks its writes as not snooped (``NoSnoopOpWrEn``). It is taken by a write when the last
-    level accepts that.
+    A mask that is empty, longer than ``llc.ways`` or not one run of ones changes nothing, nor does a class of service
+    that does not exist; ``refused`` counts them. What is written takes effect for lookups from the next cycle on; lines
+    stay where they are. Other registers of the windows read as all ones, as what belongs to nobody does, and cannot be
+    written. Only one bit of perfctrlsts_0 exists: no device here marks its writes as not snooped (``NoSnoopOpWrEn``).
+    It is taken by a write when the last level accepts that.
 
     Ports:
         access: from the cores, by way of the root complex.
@@ -88,7 +88,9 @@ class LlcRegisters(wiring.Component):
         whole = access.size == 8
         is_mask = Signal()
         # Adding its lowest one to a run of ones leaves none of it.
-        m.d.comb += is_mask.eq(whole & (mask != 0) & (access.data < 1 << self._ways) & ~((mask + lowest(mask)) & mask).any())
+        m.d.comb += is_mask.eq(
+            whole & (mask != 0) & (access.data < 1 << self._ways) & ~((mask + lowest(mask)) & mask).any()
+        )
         number = access.data >> PQR_CLASS_SHIFT
         with m.Switch(access.address):
             with m.Case(msr(IIO_LLC_WAYS)):

@@ -41,11 +41,11 @@ class MmioBridge(wiring.Component):
     interrupt window, for a core that exists, is an interrupt for that core: what an x86 core sends by writing the
     interrupt command register of its local APIC, with fixed delivery and physical destination (Intel SDM, volume 3,
     section 11.6.1). An aligned access of 4 or 8 bytes to the windows of the platform's own registers
-    (:mod:`hw.uncore_registers`) is done at once. A core's requests are taken in order, and none while its read is unanswered. Anything else belongs
-    to nobody: reads give all ones at once, writes are dropped.
+    (:mod:`hw.uncore_registers`) is done at once. A core's requests are taken in order, and none while its read is
+    unanswered. Anything else belongs to nobody: reads give all ones at once, writes are dropped.
 
-    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered by the platform or with all
-    ones, at t + 1.
+    Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered by the platform or with
+    all ones, at t + 1.
 
     Ports:
         mmio: one per core.
@@ -91,7 +91,7 @@ class MmioBridge(wiring.Component):
         """Choose a request, make the packet, then answer."""
         m = Module()
         busy = Signal(self.cores)
-        here = Signal(self.cores)  # the read is to be answered here: with what a register of the platform holds, or all ones
+        here = Signal(self.cores)  # the read is to be answered without the card
         answers = [Signal(64, name=f"answer{core}") for core in range(self.cores)]
         accept = self._request(m, busy, here, answers)
         responded = self._respond(m, busy, here, answers)

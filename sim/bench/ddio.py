@@ -1,8 +1,9 @@
 """``nicscope bench ddio``: how many of a card's writes hit the last level, by the ways that they may allocate in.
 
-The experiment of Farshin et al., "Reexamining Direct Cache Access to Optimize I/O Intensive Applications for Multi-hundred-gigabit
-Networks", ATC 2020, section 4.4: one core forwards frames of 1024 bytes that come at 100 Gb/s, by a poll-mode driver with 4096
-receive descriptors. What it counts are writes of whole lines (``ItoM``). One build serves for all: the ways are a register.
+The experiment of Farshin et al., "Reexamining Direct Cache Access to Optimize I/O Intensive Applications for
+Multi-hundred-gigabit Networks", ATC 2020, section 4.4: one core forwards frames of 1024 bytes that come at 100 Gb/s, by
+a poll-mode driver with 4096 receive descriptors. What it counts are writes of whole lines (``ItoM``). One build serves
+for all: the ways are a register.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ __all__ = ["RING", "TX_RING", "ddio", "plot_ddio", "print_ddio", "write_hits"]
 
 #: Of the experiment's configuration (aliireza/ddio-bench, ddio-tune.testie).
 SIZE, RING = 1024, 4096
-#: FastClick leaves the transmit ring to the driver, and mlx5 takes 256 for up to two queues (``mlx5_set_default_params``).
+#: FastClick leaves the transmit ring to the driver, and mlx5 takes 256 for up to two queues
+#: (``mlx5_set_default_params``).
 TX_RING = 256
 
 #: Turns of the receive ring before counting begins, and while it lasts.
@@ -55,7 +57,9 @@ def ddio(
         ways = [number for number in published["ways"] if number <= machine.llc.ways]
     beyond = [number for number in ways if not 1 <= number <= machine.llc.ways]
     if beyond:
-        raise ConfigError(f"--ways must be between 1 and {machine.llc.ways}, the ways of {machine.name}, not {beyond[0]}")
+        raise ConfigError(
+            f"--ways must be between 1 and {machine.llc.ways}, the ways of {machine.name}, not {beyond[0]}"
+        )
     hits = dict(zip(published["ways"], published["pcie_write_hit_percent"], strict=True))
     gbps = dict(zip(published["ways"], published["goodput_gbps"], strict=True))
     rows = []
@@ -64,11 +68,18 @@ def ddio(
             row = write_hits(machine, number, out / f"ways{number}", ring=ring, tx_ring=tx_ring)
         rows.append({**row, "published_percent": hits.get(number), "published_gbps": gbps.get(number)})
     return {
-        "machine": machine.name, "size": SIZE, "ring": ring, "tx_ring": tx_ring, "ways": rows, "cite": published["cite"],
-    }  # fmt: skip
+        "machine": machine.name,
+        "size": SIZE,
+        "ring": ring,
+        "tx_ring": tx_ring,
+        "ways": rows,
+        "cite": published["cite"],
+    }
 
 
-def write_hits(machine: MachineConfig, ways: int, out: Path, *, ring: int = RING, tx_ring: int = TX_RING) -> dict[str, Any]:
+def write_hits(
+    machine: MachineConfig, ways: int, out: Path, *, ring: int = RING, tx_ring: int = TX_RING
+) -> dict[str, Any]:
     """One run: hits among the card's writes of whole lines, once every buffer has been in use."""
     count = (WARM_TURNS + COUNTED_TURNS) * ring
     experiment = Experiment(
@@ -117,8 +128,14 @@ def print_ddio(figures: dict[str, Any], console: Console) -> None:
     )
     table = Table(title=title)
     for heading in (
-        "ways", "PCIe writes\nthat hit, %", "published", "PCIe reads\nthat hit, %", "evicted unread, %", "Gb/s", "published",
-    ):  # fmt: skip
+        "ways",
+        "PCIe writes\nthat hit, %",
+        "published",
+        "PCIe reads\nthat hit, %",
+        "evicted unread, %",
+        "Gb/s",
+        "published",
+    ):
         table.add_column(heading, justify="right")
     for row in figures["ways"]:
         told = [row["published_percent"], row["published_gbps"]]
@@ -142,7 +159,9 @@ def plot_ddio(figures: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7.5, 4.6), layout="constrained")
     rows = figures["ways"]
     told = [row for row in rows if row["published_percent"] is not None]
-    axes.plot([r["ways"] for r in told], [r["published_percent"] for r in told], "--s", color="#94a3b8", label="published")
+    axes.plot(
+        [r["ways"] for r in told], [r["published_percent"] for r in told], "--s", color="#94a3b8", label="published"
+    )
     axes.plot([r["ways"] for r in rows], [r["write_hit_percent"] for r in rows], "-o", color="#c2410c", label="model")
     axes.set_xlabel("ways of the last level in which device writes may allocate")
     axes.set_ylabel("PCIe writes of whole lines that hit, %")

@@ -31,7 +31,9 @@ class DpdkPath(Path):
         super().__init__(kernel, options)
         # The vector receive function rounds a burst down to a multiple of what it handles at once: none of less.
         vector = options.batch % RTE_IXGBE_DESCS_PER_LOOP == 0
-        self.dev = EthDev(kernel.allocate_huge, options.mac, options.ring_size, options.promiscuous, vector, tx_ring=options.tx_ring)
+        self.dev = EthDev(
+            kernel.allocate_huge, options.mac, options.ring_size, options.promiscuous, vector, tx_ring=options.tx_ring
+        )
         program = _PROGRAMS[self.application(options.application)](self.dev, options.batch)
         self.tasks = [kernel.new_task(program.name, self.app_cpu, PRIORITY_NORMAL, program.main)]
         self.starting = 1

@@ -562,7 +562,9 @@ def test_inclusive_means_that_cores_hold_nothing_the_cache_has_not():
     """A way is needed of a line that a core has written: the core loses it, DRAM gets what the core wrote."""
     bench = Bench("llc.size_kib=16", "llc.ways=4", "llc.ddio_ways=4", INCLUSIVE)
     line, sets = 5, bench.config.llc.sets
-    writes = [{"op": MemoryOp.WRITE, "line": line + sets * n, "mask": FULL, "data": n, "packet": 1} for n in range(1, 5)]
+    writes = [
+        {"op": MemoryOp.WRITE, "line": line + sets * n, "mask": FULL, "data": n, "packet": 1} for n in range(1, 5)
+    ]
     dram = Dram(bench)
     cache = Cache(bench, 0, lambda r: line, 1, stores=1, releases=0)
     bench.caches = [cache]
