@@ -256,7 +256,7 @@ class LlcConfig:
     slices: int  #: which a hash of the address divides the lines among, see ``hw.mem.llc_hash``
     inclusion: str  #: of what private caches hold, one of :data:`INCLUSIONS`
     replacement: str  #: which way is replaced, one of :data:`REPLACEMENTS`
-    ddio: bool  #: device writes allocate in and update the cache; off: they go to DRAM. At the start: bit 7 of perfctrlsts
+    ddio: bool  #: device writes go to the cache, not to DRAM, at the start (perfctrlsts_0)
     ddio_ways: int  #: the last ways, in which device writes may allocate. At the start: IIO LLC WAYS
     class_masks: tuple[int, ...]  #: ways in which cores of class of service 0, 1, … may allocate at the start (CAT)
     core_classes: tuple[int, ...]  #: class of service of cores 0, 1, … at the start; 0 for the others

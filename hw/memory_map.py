@@ -37,8 +37,8 @@ IOMMU_BYTES = 0x1000
 MSI_BASE = 0xFEE0_0000
 MSI_BYTES = 0x10_0000
 
-#: Model-specific registers of the uncore, 8 bytes apart (``hw.uncore_registers``), and behind them the configuration space
-#: of the root port that the card is plugged into.
+#: Model-specific registers of the uncore, 8 bytes apart (``hw.uncore_registers``), and behind them the configuration
+#: space of the root port that the card is plugged into.
 MSR_BASE = 0xFED2_0000
 MSR_BYTES = 0x1_0000
 ROOT_PORT_BASE = MSR_BASE + MSR_BYTES

@@ -1,7 +1,8 @@
 """Registers of the uncore that software reaches: which ways of the last level are whose, and DDIO.
 
-On the parts most are model-specific registers, read and written by RDMSR and WRMSR. Here each lies in a window of memory-mapped
-registers, 8 bytes apart, at the address of its number (:func:`msr`); what WRMSR would answer by #GP(0) changes nothing.
+On the parts most are model-specific registers, read and written by RDMSR and WRMSR. Here each lies in a window of
+memory-mapped registers, 8 bytes apart, at the address of its number (:func:`msr`); what WRMSR would answer by #GP(0)
+changes nothing.
 """
 
 from hw.memory_map import MSR_BASE, ROOT_PORT_BASE
@@ -16,7 +17,8 @@ __all__ = [
     "msr",
 ]
 
-#: Ways in which device writes may allocate, contiguous (Farshin et al., ATC 2020, section 4.4; 0x600 of 11 ways by default).
+#: Ways in which device writes may allocate, contiguous (Farshin et al., ATC 2020, section 4.4; 0x600 of 11 ways by
+#: default).
 IIO_LLC_WAYS = 0xC8B
 #: Class of service of the core that accesses it, in bits 63:32 (Intel SDM, volume 3, section 17.19.4.4).
 IA32_PQR_ASSOC = 0xC8F

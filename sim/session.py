@@ -146,23 +146,32 @@ async def observe(
     step, patience = int(STEP_NS * ticks_per_ns), int(offered.patience_ns * ticks_per_ns)
     done, changed, until = 0, ready, ready
     samples = None if sample_ns is None else Samples(sample_ns)
-    if samples is not None and sample_ns is not None:
+    sampled = ready
+    if samples is not None:
         samples.take(ready, counters_at_ready)
-        step = max(1, int(sample_ns * ticks_per_ns))
     while (not offered.over or done < len(offered.frames) or not account.all_left) and until - max(
         changed, offered.last_tick
     ) < patience:
         until += step
-        ended = await system.run(until)
+        ended: WakeKind | None = WakeKind.LIMIT
+        if samples is not None and sample_ns is not None:
+            # Stops on the way do not decide when the run ends.
+            interval = int(sample_ns * ticks_per_ns)
+            while ended is WakeKind.LIMIT and sampled + interval < until:
+                sampled += interval
+                ended = await system.run(sampled)
+                samples.take(engine.tick, engine.counters())
+        if ended is WakeKind.LIMIT:
+            ended = await system.run(until)
         account.look()
-        if samples is not None:
-            samples.take(engine.tick, engine.counters())
         if account.settled != done:
             done, changed = account.settled, until
             advance(done)
         if ended is not WakeKind.LIMIT:
             break
     end_tick = engine.tick
+    if samples is not None:
+        samples.take(end_tick, engine.counters())
     engine.close()
 
     account.look()

@@ -131,8 +131,8 @@ class DramPort(wiring.Signature):
 class RegisterPort(wiring.Signature):
     """Registers of the platform that no device has, as seen from who accesses them: one access per cycle, at once.
 
-    At an edge with ``write`` high, ``data`` goes to the register of ``size`` bytes at ``address``; ``value`` shows what a read of it
-    by ``core`` gives, in the same cycle, with no effect.
+    At an edge with ``write`` high, ``data`` goes to the register of ``size`` bytes at ``address``; ``value`` shows what
+    a read of it by ``core`` gives, in the same cycle, with no effect.
     """
 
     def __init__(self):

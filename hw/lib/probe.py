@@ -73,7 +73,7 @@ class Gauge(Counter):
     """Counts how many there are of something: up when one comes, down when one goes. Observers read it as a counter."""
 
     def change(self, m: Module, up: ValueLike, down: ValueLike) -> None:
-        """Add one at every edge with ``up`` high and ``down`` low, take one away at the opposite. Called once per gauge."""
+        """Add one at every edge with ``up`` alone, take one away with ``down`` alone. Called once per gauge."""
         up, down = Value.cast(up), Value.cast(down)
         with m.If(up != down):
             m.d[self.domain] += self.value.eq(Mux(up, self.value + 1, self.value - 1))

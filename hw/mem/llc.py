@@ -46,25 +46,27 @@ class LastLevelCache(wiring.Component):
     the configured latency would be due, and then makes passes through one pipeline (:class:`Decide`): read the rows
     of its set, decide, act. What it waits for in between (ProbeAck, DRAM, its turn to commit) makes it ready for the
     next pass. Its line lies in its *line buffer*; a second, *spare* buffer holds a line that leaves the cache for it.
-    A slot locks its set of the snoop filter (which fixes the low bits of the set of the cache), in all slices, until it is
-    done: a request for a locked set waits at the port. So no two slots ever work on one row of either array.
+    A slot locks its set of the snoop filter (which fixes the low bits of the set of the cache), in all slices, until it
+    is done: a request for a locked set waits at the port. So no two slots ever work on one row of either array.
 
-    **Slices.** A hash of the address (:mod:`~hw.mem.llc_hash`) says in which of ``llc.slices`` equal parts of the arrays a line
-    belongs. All are served by the one pipeline, a transaction per cycle.
+    **Slices.** A hash of the address (:mod:`~hw.mem.llc_hash`) says in which of ``llc.slices`` equal parts of the
+    arrays a line belongs. All are served by the one pipeline, a transaction per cycle.
 
     **Coherence.** The snoop filter knows every line a private cache may hold: its sharers, and whether the one holder
     may write. It is never wrong towards "nobody": lines leave it by a Release, or by a Probe (back-invalidation).
     Clients Release clean lines too. With ``llc.inclusion = "non-inclusive"`` evicting a line from the last level leaves
-    private copies alone. With ``"inclusive"`` every line of the snoop filter is in the cache: who needs a way of a line that
-    private caches hold calls it back first. In both a core's miss fills the cache, and a hit leaves the line there.
+    private copies alone. With ``"inclusive"`` every line of the snoop filter is in the cache: who needs a way of a line
+    that private caches hold calls it back first. In both a core's miss fills the cache, and a hit leaves the line
+    there.
 
-    **Ways.** ``control`` says in which ways a core or a device may allocate (:class:`~hw.mem.llc_registers.LlcRegisters`);
-    a line is found in whichever it is.
+    **Ways.** ``control`` says in which ways a core or a device may allocate
+    (:class:`~hw.mem.llc_registers.LlcRegisters`); a line is found in whichever it is.
 
     **Devices.** A read never allocates. With DDIO a write updates the line in whichever way holds it, and else
     allocates in the ways of ``io_mask`` only; without (``allocating_writes`` is low as it is accepted), and ``around``
-    the caches, it goes to DRAM and invalidates the line. Part of a line is merged with the current line first; no bytes at all only write back what
-    is dirty. Writes prepare in parallel and become visible in the order in which they were accepted.
+    the caches, it goes to DRAM and invalidates the line. Part of a line is merged with the current line first; no bytes
+    at all only write back what is dirty. Writes prepare in parallel and become visible in the order in which they were
+    accepted.
 
     **Releases.** Each client has ``l2.releases`` slots of its own for them. A Release waits there for the lock of its
     set: it tries once, and again whenever some set is unlocked. If the transaction that holds the lock probes that
@@ -199,9 +201,7 @@ class LastLevelCache(wiring.Component):
         self._free = Signal(slots, init=(1 << slots) - 1)
         self._ready = Signal(slots)  # wants a pass
         self._draining = Signal(slots)  # has a line on its way to DRAM in one of its buffers
-        self._filling = Signal(
-            slots
-        )  # its spare is on its way to the cache, and the next pass may replace that very line
+        self._filling = Signal(slots)  # its spare is on its way to the cache; the next pass might replace that very line
         self._probed = Signal(slots)
         self._kept = Signal(slots)
         self._evicting = Signal(slots)

@@ -23,8 +23,8 @@ class Decide(wiring.Component):
     2. a Release updates filter and cache and is acknowledged;
     3. other holders must give up the line (before a write), or its owner must share it (before a read): probe;
     4. an Acquire finds no room in the snoop filter: back-invalidate the least recently acquired line;
-    5. the cache is inclusive, and the line that has to make room in it is held: back-invalidate that line. When it has come
-       back (1.) it leaves the cache too;
+    5. the cache is inclusive, and the line that has to make room in it is held: back-invalidate that line. When it has
+       come back (1.) it leaves the cache too;
     6. everybody else has answered: use the line a core returned, else the cache's, else fetch it from DRAM
        and pass again when it is there. A device write that is ready but not the oldest waits for its turn.
 
@@ -121,7 +121,7 @@ class Decide(wiring.Component):
         ]
 
     def _displaces_held(self):
-        """Whether the request will allocate in the place of a line that private caches hold, if they may not keep it."""
+        """Whether the request will take the place of a line that private caches hold and may not keep."""
         if not self._layouts.inclusive:
             return Const(0)
         kind = self.request.kind

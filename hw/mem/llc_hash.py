@@ -1,13 +1,14 @@
 """Which slice of the last-level cache a line belongs to.
 
-A power of two of slices: each bit of the number is the parity of some bits of the address, those of Maurice, Le Scouarnec,
-Neumann, Heen and Francillon, "Reverse Engineering Intel Last-Level Cache Complex Addressing Using Performance Counters",
-RAID 2015, table 2, for up to eight slices; two more bits, for 16 and 32, are not published and made in their likeness.
+A power of two of slices: each bit of the number is the parity of some bits of the address, those of Maurice, Le
+Scouarnec, Neumann, Heen and Francillon, "Reverse Engineering Intel Last-Level Cache Complex Addressing Using
+Performance Counters", RAID 2015, table 2, for up to eight slices; two more bits, for 16 and 32, are not published and
+made in their likeness.
 
-Any other number: what is known of them is a short sequence of slices that is repeated with permutations (McCalpin, "Mapping
-Addresses to L3/CHA Slices in Intel Processors", 2021). Here the address is folded to a number of 16 bits, and the slice is
-what remains of it after division: consecutive lines go to consecutive slices, and blocks of lines are permuted by the bits
-above, which is as even, but not the part's own order.
+Any other number: what is known of them is a short sequence of slices that is repeated with permutations (McCalpin,
+"Mapping Addresses to L3/CHA Slices in Intel Processors", 2021). Here the address is folded to a number of 16 bits, and
+the slice is what remains of it after division: consecutive lines go to consecutive slices, and blocks of lines are
+permuted by the bits above, which is as even, but not the part's own order.
 """
 
 from amaranth.hdl import Cat, Value, ValueCastable

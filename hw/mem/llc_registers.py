@@ -29,11 +29,11 @@ _CLASS_WIDTH = ceil_log2(CLASSES_OF_SERVICE)
 class LlcRegisters(wiring.Component):
     """Cache Allocation Technology, IIO LLC WAYS and perfctrlsts_0 (:mod:`hw.uncore_registers`). Domain ``uncore``.
 
-    A mask that is empty, longer than ``llc.ways`` or not one run of ones changes nothing, nor does a class of service that does
-    not exist; ``refused`` counts them. What is written takes effect for lookups from the next cycle on; lines stay where they
-    are. Other registers of the windows read as all ones, as what belongs to nobody does, and cannot be written. Only one bit of
-    perfctrlsts_0 exists: no device here marks its writes as not snooped (``NoSnoopOpWrEn``). It is taken by a write when the last
-    level accepts that.
+    A mask that is empty, longer than ``llc.ways`` or not one run of ones changes nothing, nor does a class of service
+    that does not exist; ``refused`` counts them. What is written takes effect for lookups from the next cycle on; lines
+    stay where they are. Other registers of the windows read as all ones, as what belongs to nobody does, and cannot be
+    written. Only one bit of perfctrlsts_0 exists: no device here marks its writes as not snooped (``NoSnoopOpWrEn``).
+    It is taken by a write when the last level accepts that.
 
     Ports:
         access: from the cores, by way of the root complex.

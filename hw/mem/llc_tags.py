@@ -22,15 +22,16 @@ class TagArray(wiring.Component):
     ``tag`` is compared with all ways: ``result`` tells the way that hits and the way to replace, and
     ``update`` may write one way of the row and mark a way as recently used.
 
-    With ``also`` a second line of the same row can be looked up, by ``also_tag``: ``also_found`` is its entry, with ``also_hit``.
+    With ``also`` a second line of the same row can be looked up, by ``also_tag``: ``also_found`` is its entry, with
+    ``also_hit``.
 
     Replacement is ``bit-plru``, also called PLRUm (Al-Zoubi, Milenkovic, Milenkovic, "Performance evaluation of
     cache replacement policies for the SPEC CPU2000 benchmark suite", ACM Southeast 2004): one bit per way says
     "recently used"; when the last of them would be set, the others are cleared. Among ``candidates`` the lowest
-    way that is invalid is replaced, else the lowest not recently used. Or it is ``random``: any of the candidates, which must
-    be neighbours, by a linear-feedback shift register of 16 bits that steps at every replacement. (Last levels of Intel's
-    change between policies, one of which keeps some of a working set that is too large, see uops.info/cache.html; of none of
-    the modelled parts is it known.)
+    way that is invalid is replaced, else the lowest not recently used. Or it is ``random``: any of the candidates,
+    which must be neighbours, by a linear-feedback shift register of 16 bits that steps at every replacement. (Last
+    levels of Intel's change between policies, one of which keeps some of a working set that is too large, see
+    uops.info/cache.html; of none of the modelled parts is it known.)
 
     Arguments:
         sets: number of sets.

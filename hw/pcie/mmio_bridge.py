@@ -97,9 +97,7 @@ class MmioBridge(wiring.Component):
         """Choose a request, make the packet, then answer."""
         m = Module()
         busy = Signal(self.cores)
-        here = Signal(
-            self.cores
-        )  # the read is to be answered here: with what a register of the platform holds, or all ones
+        here = Signal(self.cores)  # the read is to be answered without the card
         answers = [Signal(64, name=f"answer{core}") for core in range(self.cores)]
         accept = self._request(m, busy, here, answers)
         responded = self._respond(m, busy, here, answers)

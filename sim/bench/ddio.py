@@ -1,8 +1,9 @@
 """``nicscope bench ddio``: how many of a card's writes hit the last level, by the ways that they may allocate in.
 
-The experiment of Farshin et al., "Reexamining Direct Cache Access to Optimize I/O Intensive Applications for Multi-hundred-gigabit
-Networks", ATC 2020, section 4.4: one core forwards frames of 1024 bytes that come at 100 Gb/s, by a poll-mode driver with 4096
-receive descriptors. What it counts are writes of whole lines (``ItoM``). One build serves for all: the ways are a register.
+The experiment of Farshin et al., "Reexamining Direct Cache Access to Optimize I/O Intensive Applications for
+Multi-hundred-gigabit Networks", ATC 2020, section 4.4: one core forwards frames of 1024 bytes that come at 100 Gb/s, by
+a poll-mode driver with 4096 receive descriptors. What it counts are writes of whole lines (``ItoM``). One build serves
+for all: the ways are a register.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ __all__ = ["RING", "TX_RING", "ddio", "plot_ddio", "print_ddio", "write_hits"]
 
 #: Of the experiment's configuration (aliireza/ddio-bench, ddio-tune.testie).
 SIZE, RING = 1024, 4096
-#: FastClick leaves the transmit ring to the driver, and mlx5 takes 256 for up to two queues (``mlx5_set_default_params``).
+#: FastClick leaves the transmit ring to the driver, and mlx5 takes 256 for up to two queues
+#: (``mlx5_set_default_params``).
 TX_RING = 256
 
 #: Turns of the receive ring before counting begins, and while it lasts.
@@ -66,8 +68,13 @@ def ddio(
             row = write_hits(machine, number, out / f"ways{number}", ring=ring, tx_ring=tx_ring)
         rows.append({**row, "published_percent": hits.get(number), "published_gbps": gbps.get(number)})
     return {
-        "machine": machine.name, "size": SIZE, "ring": ring, "tx_ring": tx_ring, "ways": rows, "cite": published["cite"],
-    }  # fmt: skip
+        "machine": machine.name,
+        "size": SIZE,
+        "ring": ring,
+        "tx_ring": tx_ring,
+        "ways": rows,
+        "cite": published["cite"],
+    }
 
 
 def write_hits(
@@ -121,8 +128,14 @@ def print_ddio(figures: dict[str, Any], console: Console) -> None:
     )
     table = Table(title=title)
     for heading in (
-        "ways", "PCIe writes\nthat hit, %", "published", "PCIe reads\nthat hit, %", "evicted unread, %", "Gb/s", "published",
-    ):  # fmt: skip
+        "ways",
+        "PCIe writes\nthat hit, %",
+        "published",
+        "PCIe reads\nthat hit, %",
+        "evicted unread, %",
+        "Gb/s",
+        "published",
+    ):
         table.add_column(heading, justify="right")
     for row in figures["ways"]:
         told = [row["published_percent"], row["published_gbps"]]

@@ -132,7 +132,7 @@ QUANTITIES: Mapping[str, Callable[[Result], float]] = {
 
 
 def _percent(part: float, rest: float) -> float:
-    return 100 * part / (part + rest)
+    return 100 * part / max(part + rest, 1)
 
 
 @cache

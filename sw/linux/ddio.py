@@ -1,4 +1,4 @@
-"""Setting DDIO before a program starts, as the tools that go with Farshin et al., ATC 2020, do (FastClick's element DDIOTune)."""
+"""Setting DDIO before a program starts, as FastClick's element DDIOTune does (Farshin et al., ATC 2020)."""
 
 from hw.uncore_registers import IIO_LLC_WAYS, PERFCTRLSTS_0, USE_ALLOCATING_FLOW_WR, msr
 from sw.core import function

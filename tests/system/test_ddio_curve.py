@@ -1,8 +1,8 @@
-"""PCIe writes that hit the last level, against the ways of DDIO: the published curve (Farshin et al., ATC 2020, section 4.4).
+"""PCIe writes that hit the last level, against the ways of DDIO: as in Farshin et al., ATC 2020, section 4.4.
 
-Fitted: the replacement policy of ``ddio-bench``, one of two, to the point at 2 ways. Everything else came out by itself: the
-ring and mbufs are those of the driver, the transmit ring that of the experiment's driver, the cache's geometry the part's, and
-its hash is even, as the part's is.
+Fitted: the replacement policy of ``ddio-bench``, one of two, to the point at 2 ways. Everything else came out by
+itself: the ring and mbufs are those of the driver, the transmit ring that of the experiment's driver, the cache's
+geometry the part's, and its hash is even, as the part's is.
 """
 
 from pathlib import Path

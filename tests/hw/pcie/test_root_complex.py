@@ -705,7 +705,7 @@ def test_random_traffic_and_skipped_edges(seed, pace):
 
 
 def test_registers_of_the_platform_are_reached_at_once():
-    """A write changes the register at the edge at which it is taken; a read is answered at the next. Nothing goes to the card."""
+    """A write reaches the register at the edge at which it is taken; a read is answered at the next."""
     bench = Bench()
     register, other = msr(IIO_LLC_WAYS), MSR_BASE + 4
     bench.mmio[1].extend([(1, register, 8, 0x60), (0, register, 8, 0), (0, PERFCTRLSTS_0, 4, 0), (1, other, 8, 1)])
