@@ -49,7 +49,7 @@ def run(build, jump=Jump.ALL, **arguments):
     return engine.execute(lambda engine: observe(engine, **arguments))
 
 
-@pytest.mark.parametrize("path", ["dpdk:echo", "xdp:tx"])
+@pytest.mark.parametrize("path", ["dpdk:echo", "xdp:tx", "af-xdp:echo"])
 def test_what_is_sent_is_the_same_however_it_is_translated(build, path):
     """Buffers are read and written, and descriptors, at addresses that are not theirs: none is lost or mixed up."""
     runs = {mode: run(build, **job(path, mode)) for mode in IOMMU_MODES}
