@@ -440,7 +440,7 @@ class IommuConfig:
     iotlb_ways: int
     walk_cache: int  #: page tables known without a walk from the top (entries of directories), fully associative
     walks: int  #: page walks at once
-    walk_read_cycles: int  #: uncore cycles that reading an entry of a table takes besides the memory's own
+    walk_read_ns: float  #: what reading an entry of a table takes besides the memory's own time
     lookup_cycles: int  #: uncore cycles from a request's arrival to when it is handed on, at least 2
     address_width: int  #: bits of the card's addresses that are translated
 
@@ -454,7 +454,7 @@ class IommuConfig:
         _power_of_two("iommu.iotlb_entries / iommu.iotlb_ways (sets)", self.iotlb_entries // self.iotlb_ways)
         _between("iommu.walk_cache", self.walk_cache, 1, 128)
         _between("iommu.walks", self.walks, 1, 16)
-        _between("iommu.walk_read_cycles", self.walk_read_cycles, 0, 4095)
+        _between("iommu.walk_read_ns", self.walk_read_ns, 0, 2000)
         _between("iommu.lookup_cycles", self.lookup_cycles, 2, 64)
         _between("iommu.address_width", self.address_width, 36, 40)
 

@@ -44,8 +44,8 @@ class MmioBridge(wiring.Component):
     interrupt command register of its local APIC, with fixed delivery and physical destination (Intel SDM, volume 3,
     section 11.6.1). An aligned access of 4 or 8 bytes to the windows of the platform's own registers
     (:mod:`hw.uncore_registers`, and those of the IOMMU if there is one) is done at once. A core's requests are taken in
-    order, and none while its read is unanswered. Anything else belongs to nobody: reads give all ones at once, writes are
-    dropped.
+    order, and none while its read is unanswered. Anything else belongs to nobody: reads give all ones at once,
+    writes are dropped.
 
     Latency: a request accepted at edge t is offered as a packet or an interrupt, or answered by the platform or with
     all ones, at t + 1.

@@ -3,9 +3,9 @@
 The last-level cache of the smallest size, with all its arrays, between two caches that do whatever TileLink allows,
 a device that reads and writes, and a DRAM that answers in any order after any time. The solver chooses all of it, and
 the state to begin with: anything coherent, at rest (:meth:`Model.coherent`). For so many cycles as the bound says
-(bounded model checking) every copy must be what was written last; and whenever the cache is at rest again, its state must be
-one of those to begin with. So every run is covered, however long, that comes to rest at least once in so many cycles; for
-runs that do not, see tests/system/test_coherence.py, which plays millions of cycles at random.
+(bounded model checking) every copy must be what was written last; and whenever the cache is at rest again, its state
+must be one of those to begin with. So every run is covered, however long, that comes to rest at least once in so many
+cycles; for runs that do not, see tests/system/test_coherence.py, which plays millions of cycles at random.
 
 All lines are of one set, more of them than the cache and its snoop filter have ways: so lines drive each other out, and
 private copies are called back. Of a line's bytes the first alone is kept, and of that the lowest bit: enough to tell the

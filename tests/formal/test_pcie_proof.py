@@ -51,13 +51,13 @@ def test_root_complex_with_iommu_quiet(monkeypatch):
     monkeypatch.setattr(iommu, "REQUESTS", 2)
     monkeypatch.setattr(iommu, "BEATS", 2)
     settings = ["enabled=true", "iotlb_entries=1", "iotlb_ways=1", "walk_cache=1", "walks=1", "lookup_cycles=2"]
-    dut = RootComplex(SMALL.replace([*(f"iommu.{setting}" for setting in settings), "iommu.walk_read_cycles=3"]))
+    dut = RootComplex(SMALL.replace([*(f"iommu.{setting}" for setting in settings), "iommu.walk_read_ns=3.0"]))
     unit = dut.iommu
     planted = {
         "forgets answers to walks": dut.quiet | unit.response_valid,
         "forgets accesses to its registers": dut.quiet | dut.mmio_bridge.registers.access,
         "forgets lookups": dut.quiet | unit.caches.look,
         "forgets fills": dut.quiet | unit.caches.moving,
-        "forgets faults": dut.quiet | unit.registers_file.fault_valid,
+        "forgets faults": dut.quiet | unit.register_file.fault_valid,
     }
     prove_quiet(dut, domain="uncore", cover_depth=6, planted=planted)

@@ -8,8 +8,10 @@ from unittest.mock import patch
 import pytest
 
 from hw.config import ConfigError, load_machine
-from hw.memory_map import BAR0_BASE, MSI_BASE, MSI_BYTES
-from sim.bench.iommu import Reads, iommu_machine
+from hw.memory_map import BAR0_BASE, IOMMU_BASE, IOMMU_BYTES, MSI_BASE, MSI_BYTES
+from hw.pcie.iommu.registers import DMAR, capabilities
+from sim.bare_metal import BareMetal
+from sim.bench.iommu import OFFSET, Reads, iommu_machine
 from sim.build.design import Design
 from sim.build.native import build_native
 from sim.engine.amaranth import run_on_amaranth
@@ -49,7 +51,7 @@ def run(build, jump=Jump.ALL, **arguments):
     return engine.execute(lambda engine: observe(engine, **arguments))
 
 
-@pytest.mark.parametrize("path", ["dpdk:echo", "xdp:tx"])
+@pytest.mark.parametrize("path", ["dpdk:echo", "xdp:tx", "af-xdp:echo"])
 def test_what_is_sent_is_the_same_however_it_is_translated(build, path):
     """Buffers are read and written, and descriptors, at addresses that are not theirs: none is lost or mixed up."""
     runs = {mode: run(build, **job(path, mode)) for mode in IOMMU_MODES}
@@ -62,7 +64,7 @@ def test_what_is_sent_is_the_same_however_it_is_translated(build, path):
         assert (counted["hits_4k"] > 0) == (mode == "4k")
         assert (counted["hits_2m"] > 0) == (mode == "2m")
         assert not made.blocked
-        assert not made.counters[TRANSLATION + "registers_file.faults"]
+        assert not made.counters[TRANSLATION + "register_file.faults"]
 
 
 def test_the_socket_gets_the_same_bytes(build):
@@ -87,7 +89,7 @@ def test_a_driver_that_forgot_to_map_its_ring_is_found(build):
     with patch.object(IxgbeRing, "map", lambda ring, dma: setattr(dma, "for_kernel", True)):
         made = run(build, **job("napi", "4k"))
     assert not made.delivered
-    assert made.counters[TRANSLATION + "registers_file.faults"] > 0
+    assert made.counters[TRANSLATION + "register_file.faults"] > 0
     assert any("[DMA Read NO_PASID] Request device [01:00.0]" in line for line in made.blocked)
     assert any("[fault reason 0x06] PTE Read access is not set" in line for line in made.blocked)
     assert made.counters["root_complex.inbound.unsupported_reads"] > 0
@@ -98,7 +100,7 @@ def test_a_driver_that_forgot_to_map_its_buffers_is_found(build):
         made = run(build, **job("napi", "4k"))
     writes = [line for line in made.blocked if "DMA Write" in line]
     assert writes and all("[fault reason 0x05] PTE Write access is not set" in line for line in writes)
-    faults = made.counters[TRANSLATION + "registers_file.faults"]
+    faults = made.counters[TRANSLATION + "register_file.faults"]
     assert faults == made.counters["root_complex.inbound.unsupported_writes"] == 6 * 3  # three TLPs each
     # The card does not know: posted writes are not answered. So software is told of packets whose bytes are not there.
     assert len(made.written_back()) == 6
@@ -108,6 +110,38 @@ def test_a_machine_without_one_refuses_to_translate():
     machine = load_machine("tiny")
     with pytest.raises(ConfigError, match=r"--iommu 4k needs a machine with an IOMMU, which tiny is not; --set iommu"):
         Software(options={"iommu": "4k"}).system(None, machine, lambda note: None)
+
+
+def test_a_frame_that_cannot_be_read_is_not_sent_and_those_behind_it_are(build):
+    reads = Reads(build, MACHINE, "4 KiB", 16 * KIB)
+    reads._order[:6] = [0, 1, 1000, 2, 1001, 3]  # lines; the window has 256
+    reads._post(6)
+    reads._ring()
+    reads._pause(10_000)
+    counters = reads.bench.engine.counters()
+    assert counters["nic.tx.dma.packets_dropped"] == counters[TRANSLATION + "register_file.faults"] == 2
+    log = reads.bench.log()
+    assert [int(packet) for packet in log.select("nic.tx_mac.frame")["packet"]] == [1, 2, 4, 6]
+    faults = log.select("root_complex.iommu.register_file.fault_recorded")
+    assert [int(address) for address in faults["address"]] == [OFFSET + line * 64 & -4096 for line in (1000, 1001)]
+
+
+def test_registers_are_reached_by_aligned_accesses_in_their_window_alone(build):
+    bench = BareMetal(NativeEngine(build))
+
+    def read(offset: int, size: int) -> int:
+        return bench.complete(0, bench.mmio_read(0, IOMMU_BASE + offset, size))
+
+    cap, _ = capabilities(MACHINE.iommu.address_width)
+    assert read(DMAR.CAP.offset, 8) == cap
+    assert read(DMAR.CAP.offset, 4) == cap % (1 << 32)
+    assert read(DMAR.CAP.offset + 4, 4) == cap >> 32
+    assert read(IOMMU_BYTES - 8, 8) == 0
+    ones = (1 << 64) - 1
+    assert read(DMAR.CAP.offset + 4, 8) == ones  # not aligned
+    assert read(IOMMU_BYTES, 8) == read(-8, 8) == ones
+    bench.mmio_write(0, IOMMU_BASE + DMAR.RTADDR.offset, 0x5000, 8)
+    assert read(DMAR.RTADDR.offset, 8) == 0x5000
 
 
 # Engines
@@ -152,7 +186,7 @@ def test_reads_slow_down_beyond_the_iotlb_and_large_pages_restore_them(build):
     assert gbps["2 MiB", 128] > 0.97 * gbps["2 MiB", 16]
     # One by one: a hit adds the lookup, a miss the walk's read
     lookup = 2 * MACHINE.iommu.lookup_cycles / MACHINE.clocks.uncore * 1000
-    walk = MACHINE.iommu.walk_read_cycles / MACHINE.clocks.uncore * 1000
+    walk = MACHINE.iommu.walk_read_ns
     assert ns["off", 128] <= ns["2 MiB", 128] <= ns["off", 128] + lookup
     assert ns["4 KiB", 16] < ns["off", 128] + lookup
     assert ns["4 KiB", 128] > ns["off", 128] + walk

@@ -63,8 +63,10 @@ class Iommu(wiring.Component):
         self.address_width = iommu.address_width
         self.beats = Queue(TlpBeat, BEATS, "uncore")
         self.caches = TranslationCaches(iommu)
-        self.walkers = Walkers(iommu.walks, REQUESTS, config.dram.size_mib << 20, iommu.walk_read_cycles)
-        self.registers_file = RegisterFile(iommu.address_width, config.core.count)
+        self.walkers = Walkers(
+            iommu.walks, REQUESTS, config.dram.size_mib << 20, config.cycles("uncore", iommu.walk_read_ns)
+        )
+        self.register_file = RegisterFile(iommu.address_width, config.core.count)
         self.lookups = Counter("uncore", "device requests looked up in the IOTLB")
         self.hits_4k = Counter("uncore", "of these, hits of a 4 KiB page")
         self.hits_2m = Counter("uncore", "of these, hits of a 2 MiB page")
@@ -91,7 +93,7 @@ class Iommu(wiring.Component):
         m.submodules.beats = beats = self.beats
         m.submodules.caches = self.caches
         m.submodules.walkers = walkers = self.walkers
-        m.submodules.registers = file = self.registers_file
+        m.submodules.registers = file = self.register_file
         m.submodules.found = found = Memory(shape=Translated, depth=REQUESTS, init=[])
         connect(m, flipped(self.registers), file.port)
         connect(m, file.interrupt, flipped(self.interrupt))
@@ -180,7 +182,7 @@ class Iommu(wiring.Component):
 
         The last stage holds the request that is answered by the caches: it is done, or a walk's, or waits for one.
         """
-        caches, walkers, file = self.caches, self.walkers, self.registers_file
+        caches, walkers, file = self.caches, self.walkers, self.register_file
         stage = data.StructLayout({"valid": 1, "page": PAGE_WIDTH, "slot": range(REQUESTS)})
         entering = Signal(stage)
         m.d.comb += [entering.valid.eq(valid), entering.page.eq(page), entering.slot.eq(slot)]

@@ -27,7 +27,7 @@ MEBIBYTE = 1 << 20
 
 def machine(**settings) -> MachineConfig:
     """``tiny`` with an IOMMU."""
-    values = {"enabled": "true", "walk_read_cycles": 0, **settings}
+    values = {"enabled": "true", "walk_read_ns": 0.0, **settings}
     return load_machine("tiny", [f"iommu.{name}={value}" for name, value in values.items()])
 
 
