@@ -7,9 +7,9 @@ the state to begin with: anything coherent, at rest (:meth:`Model.coherent`). Fo
 must be one of those to begin with. So every run is covered, however long, that comes to rest at least once in so many
 cycles; for runs that do not, see tests/system/test_coherence.py, which plays millions of cycles at random.
 
-All lines are of one set, more of them than the cache and its snoop filter have ways: so lines drive each other out, and
-private copies are called back. Of a line's bytes the first alone is kept, and of that the lowest bit: enough to tell the
-last write from those before.
+All lines are of one set, more of them than the cache and its snoop filter have ways: so lines drive each other out,
+and private copies are called back. Of a line's bytes the first alone is kept, and of that the lowest bit: enough to
+tell the last write from those before.
 """
 
 from unittest.mock import patch
@@ -528,9 +528,25 @@ class DropsWhatDeviceRead(Decide):
         m.d.comb += [self._store.eq(0), self.actions.dram_write.eq(0)]
 
 
-PLANTED = {
-    ForgetsSharer: "one writer or many readers",
-    DropsCalledBack: "a copy is the last write",
-    DropsVictim: "a copy is the last write",
-    DropsWhatDeviceRead: "a copy is the last write",
-}
+@pytest.mark.slow
+@pytest.mark.parametrize("inclusion", ["non-inclusive", "inclusive"])
+def test_one_writer_or_many_readers_and_no_write_lost(inclusion):
+    """From any coherent state, whatever the caches, the device and DRAM do."""
+    Model(inclusion).run(bmc=14)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault, message, depth",
+    [
+        (ForgetsSharer, "one writer or many readers", 14),
+        (DropsCalledBack, "at rest the state is coherent", 16),
+        (DropsVictim, "at rest the state is coherent", 14),
+        (DropsWhatDeviceRead, "at rest the state is coherent", 16),
+    ],
+)
+def test_a_planted_fault_is_found(fault, message, depth):
+    with patch("hw.mem.llc.Decide", fault):
+        model = Model()
+    with pytest.raises(ProofFailed, match=message):
+        model.run(bmc=depth)
