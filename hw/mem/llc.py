@@ -201,7 +201,7 @@ class LastLevelCache(wiring.Component):
         self._free = Signal(slots, init=(1 << slots) - 1)
         self._ready = Signal(slots)  # wants a pass
         self._draining = Signal(slots)  # has a line on its way to DRAM in one of its buffers
-        self._filling = Signal(slots)  # its spare is on its way to the cache: the next pass might replace that line
+        self._filling = Signal(slots)  # a line it called back goes to the cache, where its next pass might replace it
         self._probed = Signal(slots)
         self._kept = Signal(slots)
         self._evicting = Signal(slots)

@@ -105,8 +105,9 @@ NOTHING, READ, WRITE = Permission
 class World(Harness):
     """What surrounds the last level: free to do anything from the second step on; at the first, states are chosen."""
 
-    def __init__(self, component):
+    def __init__(self, component, *, eager: bool):
         super().__init__(component)
+        self.eager = eager
         self.inputs = self.inputs[:1]  # the clock: all else is driven here
         self.begun = self.past(Const(1))
 
@@ -116,6 +117,10 @@ class World(Harness):
         self.inputs.append(signal)
         self.assume(self.begun | ~signal.any())
         return signal
+
+    def sometimes(self) -> Value:
+        """Whether a receiver takes what it is offered: always, if all are eager."""
+        return Const(1) if self.eager else self.free()
 
     def begin_with_any(self, *registers: Signal) -> None:
         """Have registers begin with anything, at the second step. Call it after all else that assigns to them."""
@@ -181,7 +186,7 @@ class Cache:
             a.payload.opcode.eq(OpcodeA.ACQUIRE_BLOCK),
             a.payload.param.eq(grow),
             a.payload.line.eq(line_address(wanted)),
-            d.ready.eq(self.world.free()),
+            d.ready.eq(self.world.sometimes()),
             e.valid.eq(grants),
         ]
         with m.If(a.valid & a.ready):
@@ -217,7 +222,7 @@ class Cache:
                 offers.eq(1), self.releasing.eq(1), self.released.eq(number),
                 keep.eq(keeps & (Array(self.may)[number] == WRITE)),
             ]  # fmt: skip
-        m.d.comb += b.ready.eq(~answers & self.world.free())
+        m.d.comb += b.ready.eq(~answers & self.world.sometimes())
         with m.If(b.valid & b.ready):
             sync += [answers.eq(1), probed.eq(line_number(b.payload.line)), cap.eq(b.payload.param)]
             self.world.always(~(b.valid & b.ready) | (line_number(b.payload.line) < len(LINES)), "a Probe of a line")
@@ -283,9 +288,11 @@ class Device:
         m, sync = world.module, world.module.d[FORMAL_DOMAIN]
         request, response = port.request, port.response
         offered, number = Signal(), Signal(2)
+        self.offered = offered
         write, touches, whole, value, around = (
             Signal(name=n) for n in ("write", "touches", "whole", "value", "around")
         )
+        self.write = write
         chosen = world.free(2)
         with m.If(world.free() & ~offered & (chosen < len(LINES))):
             sync += [offered.eq(1), number.eq(chosen)]
@@ -297,7 +304,7 @@ class Device:
             request.payload.mask.eq(Mux(whole, ~0, Mux(touches, 1, 2))),
             request.payload.data.eq(value),
             request.payload.around.eq(around),
-            response.ready.eq(world.free()),
+            response.ready.eq(world.sometimes()),
         ]
         accepted = request.valid & request.ready
         with m.If(accepted):
@@ -346,7 +353,7 @@ class Dram:
         tags = Array(Signal(8, name=f"dram_tag{i}") for i in range(self.READS))
         values = Array(Signal(name=f"dram_value{i}") for i in range(self.READS))
         place, answering, stuck, chosen = world.free(2), Signal(2), Signal(), world.free(2)
-        m.d.comb += request.ready.eq(world.free() & ~taken.bit_select(place, 1))
+        m.d.comb += request.ready.eq(world.sometimes() & ~taken.bit_select(place, 1))
         world.always(~accepted | (number < len(LINES)), "DRAM is asked for a line")
         with m.If(accepted & ~read):
             with m.Switch(number):
@@ -359,7 +366,7 @@ class Dram:
         offered = Signal()
         m.d.comb += [
             answering.eq(Mux(stuck, world.past(answering), chosen)),
-            offered.eq(taken.bit_select(answering, 1) & (stuck | world.free())),
+            offered.eq(taken.bit_select(answering, 1) & (stuck | world.sometimes())),
             response.valid.eq(offered),
             response.payload.tag.eq(tags[answering]),
             response.payload.data.eq(values[answering]),
@@ -375,6 +382,8 @@ class Model:
 
     Arguments:
         inclusion: of the private caches.
+        eager: whoever receives takes at once what is offered, and DRAM answers at once; so runs can be longer.
+        writes, device: whether the device writes, or does anything.
 
     Attributes:
         world: the model checker's harness.
@@ -382,7 +391,9 @@ class Model:
         truth: of each line, the value written last, by whoever.
     """
 
-    def __init__(self, inclusion: str = "non-inclusive"):
+    def __init__(
+        self, inclusion: str = "non-inclusive", *, eager: bool = False, writes: bool = True, device: bool = True
+    ):
         config = SMALL.replace([f'llc.inclusion="{inclusion}"'])
         with (
             patch("hw.mem.llc.RAM", OpenRam),
@@ -391,24 +402,28 @@ class Model:
         ):
             self.llc = llc = LastLevelCache(config)
         llc._wait_cycles = 0  # the wait before a lookup would only make runs longer
-        self.world = world = World(llc)
+        self.world = world = World(llc, eager=eager)
         m, sync = world.module, world.module.d[FORMAL_DOMAIN]
         m.d.comb += world.tick["uncore"].eq(1)
         self.caches = [Cache(world, port, index) for index, port in enumerate(llc.client)]
-        self.device = device = Device(world, llc.device)
+        self.device = dma = Device(world, llc.device)
+        if not device:
+            world.assume(~dma.offered)
+        if not writes:
+            world.assume(~(dma.offered & dma.write))
         self.dram = Dram(world, llc.dram[0])
         self.truth = truth = [Signal(name=f"truth{n}") for n in range(len(LINES))]
 
         # What is written last
         seen = Signal(2)  # values the line being read has had since the device asked
         for n in range(len(LINES)):
-            with m.If(device.done & device.touches & (device.line == n)):
-                sync += truth[n].eq(device.value)
+            with m.If(dma.done & dma.touches & (dma.line == n)):
+                sync += truth[n].eq(dma.value)
             for cache in self.caches:
                 with m.If(cache.wrote[n]):
                     sync += truth[n].eq(~cache.value[n])
-        is_now = Mux(Array(truth)[device.read_line], 2, 1)
-        sync += seen.eq(Mux(device.starts, 0, seen | is_now))
+        is_now = Mux(Array(truth)[dma.read_line], 2, 1)
+        sync += seen.eq(Mux(dma.starts, 0, seen | is_now))
 
         # Any coherent state to begin with
         for ram in (llc.tags.rows, llc.tags.recent, llc.snoop_filter.rows, llc.snoop_filter.recent, llc.data):
@@ -429,8 +444,8 @@ class Model:
             for cache in self.caches:
                 is_right = (cache.may[n] == NOTHING) | (cache.value[n] == truth[n])
                 world.always(~world.begun | is_right, "a copy is what was written last")
-        right = (seen | is_now).bit_select(device.answer, 1)
-        world.always(~device.answered | right, "a device reads what was there")
+        right = (seen | is_now).bit_select(dma.answer, 1)
+        world.always(~dma.answered | right, "a device reads what was there")
 
     def at_rest(self) -> Value:
         """Nothing is under way anywhere."""

@@ -47,6 +47,12 @@ def test_two_threads(litmus):
     check(litmus, counts([], litmus, 1000))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("litmus", TWO, ids=lambda litmus: litmus.name)
+def test_two_threads_over_an_inclusive_cache(litmus):
+    check(litmus, counts(["llc.inclusion=inclusive", "llc.slices=2", "llc.replacement=random"], litmus, 1000))
+
+
 def test_a_fence_that_does_not_wait_is_found():
     """On the machine in which faults can be planted; without this one it passes."""
     design = Design(load_machine("tiny"), "dma_machine:DmaMachine", (HERE / "dma_machine.py",))
