@@ -39,6 +39,7 @@ DESCRIPTION: dict[str, Callable[[MachineConfig], str]] = {
     "DDIO": lambda m: f"{m.llc.ddio_ways} ways" if m.llc.ddio else "off",
     "DRAM": lambda m: f"{m.dram.size_mib} MiB, {m.clocks.dram * 2:g} MT/s",
     "PCIe link": lambda m: f"{m.pcie.gbps:g} Gb/s, {m.pcie.latency_ns:g} ns",
+    "IOMMU": lambda m: f"{m.iommu.iotlb_entries} IOTLB entries" if m.iommu.enabled else "none",
     "port": lambda m: f"{m.nic.line_gbps:g} Gb/s",
     "packet buffer": lambda m: f"{m.nic.packet_buffer_kib} KiB",
 }

@@ -64,7 +64,7 @@ def test_no_entry_is_unused_and_none_is_missing():
         "echo_start",
         "init_dmars",
         "iommu_flush_context_global",
-        "iommu_flush_iotlb",
+        "iommu_flush_iotlb_global",
         "iommu_set_root_entry",
         "ixgbe_configure_rx",
         "ixgbe_configure_tx",

@@ -12,26 +12,13 @@ from hw.lib.probe import Counter, Probe
 from hw.lib.time import NOW_WIDTH
 
 from .choice import steady_choice
+from .entry import Entry
 from .layouts import LEVEL_WIDTH, PAGE_WIDTH, REASON_WIDTH, Fill, Level, Translated, WalkContext
 from .read_delay import ReadDelay
 from .registers import FaultReason
-from .tables import (
-    AW_4_LEVELS,
-    PAGE_ENTRY_BYTES,
-    REQUESTER_ID,
-    ROOT_ENTRY_BYTES,
-    TABLE_BYTES,
-    Context,
-    PageEntry,
-    Root,
-    TranslationType,
-)
+from .tables import CONTEXT_ENTRY_BYTES, PAGE_ENTRY_BYTES, REQUESTER_ID, ROOT_ENTRY_BYTES, TABLE_BYTES
 
 __all__ = ["WalkStart", "Walkers"]
-
-#: Bits of an entry above which no address of this machine lies; set ones are reserved.
-_ADDRESS_TOP = 12 + FRAME_WIDTH
-_LINES_PER_TABLE = TABLE_BYTES // LINE_BYTES
 
 
 class WalkStart(data.Struct):
@@ -110,6 +97,7 @@ class Walkers(wiring.Component):
         if walks < 1 or slots < 1:
             raise ValueError(f"an IOMMU has at least one walk for one request, not {walks} for {slots}")
         self.memory_pages = memory_bytes // TABLE_BYTES
+        self.entry = Entry()
         self.read_delay = ReadDelay(WalkRead, cycles=read_cycles, depth=walks)
         super().__init__(
             {
@@ -139,6 +127,7 @@ class Walkers(wiring.Component):
     def elaborate(self, platform):
         """Starting and joining, asking, taking entries, filling, telling."""
         m = Module()
+        m.submodules.entry = self.entry
         m.submodules.read_delay = self.read_delay
         began = self._start(m)
         asked = self._ask(m)
@@ -248,66 +237,37 @@ class Walkers(wiring.Component):
                 high.eq(self.response.data.word_select(word | 1, 64)),
             ]
 
-        # Root and context entries
-        pass_through, reason = Signal(), Signal(REASON_WIDTH)
-        type_ = _get(Context.TT, low)
+        entry = self.entry
         m.d.comb += [
-            self.context_found.eq(self.response_valid & (level == Level.CONTEXT) & (reason == 0)),
-            self.context.pass_through.eq(type_ == TranslationType.PASS_THROUGH),
-            self.context.domain.eq(_get(Context.DID, high)),
-            self.context.table.eq(_get(Context.SLPTPTR, low)),
-            pass_through.eq(self.context_found & self.context.pass_through),
+            entry.level.eq(level),
+            entry.low.eq(low),
+            entry.high.eq(high),
+            entry.readable.eq(was.read),
+            entry.writable.eq(was.write),
+            self.context_found.eq(self.response_valid & (level == Level.CONTEXT) & (entry.reason == 0)),
+            self.context.eq(entry.context),
         ]
-        # Page tables
-        may_read, may_write = was.read & _get(PageEntry.R, low), was.write & _get(PageEntry.W, low)
-        frame = low[12:_ADDRESS_TOP]
-        leaf, large, reserved = Signal(), Signal(), Signal()
-        with m.Switch(level):
-            with m.Case(Level.ROOT):
-                m.d.comb += reserved.eq(low[1:12].any() | low[_ADDRESS_TOP:].any() | high.any())
-                m.d.comb += reason.eq(
-                    Mux(
-                        ~_get(Root.P, low),
-                        FaultReason.ROOT_NOT_PRESENT,
-                        Mux(reserved, FaultReason.ROOT_RESERVED, 0),
-                    )
-                )
-            with m.Case(Level.CONTEXT):
-                m.d.comb += reserved.eq(low[4:12].any() | low[_ADDRESS_TOP:].any() | high[24:].any())
-                known = (type_ == TranslationType.PASS_THROUGH) | (type_ == TranslationType.TRANSLATE)
-                with m.If(~_get(Context.P, low)):
-                    m.d.comb += reason.eq(FaultReason.CONTEXT_NOT_PRESENT)
-                with m.Elif(reserved):
-                    m.d.comb += reason.eq(FaultReason.CONTEXT_RESERVED)
-                with m.Elif(~known | (_get(Context.AW, high) != AW_4_LEVELS)):
-                    m.d.comb += reason.eq(FaultReason.CONTEXT_INVALID)
-            with m.Default():
-                present = may_read | may_write
-                m.d.comb += [
-                    large.eq(_get(PageEntry.PS, low) & (level != Level.PAGE_TABLE)),
-                    leaf.eq((level == Level.PAGE_TABLE) | large | ~present),
-                    reserved.eq(low[_ADDRESS_TOP:52].any() | (large & ((level != Level.DIRECTORY) | low[12:21].any()))),
-                    reason.eq(Mux(present & reserved, FaultReason.ENTRY_RESERVED, 0)),
-                ]
-
+        pass_through = self.context_found & entry.context.pass_through
+        open_ = entry.may_read & entry.may_write
+        frame = entry.frame
         ends = Signal()
         paging = level <= Level.TOP
-        m.d.comb += ends.eq((reason != 0) | pass_through | (paging & leaf))
+        m.d.comb += ends.eq((entry.reason != 0) | pass_through | (paging & entry.leaf))
         for number, walk in enumerate(self._walks):
             with m.If(of[number]):
                 m.d.uncore += [
-                    walk.found.reason.eq(reason),
-                    walk.large.eq(paging & large),
+                    walk.found.reason.eq(entry.reason),
+                    walk.large.eq(paging & entry.large),
                     walk.table.eq(frame),
                     walk.level.eq(Mux(level == Level.CONTEXT, Level.TOP, level - 1)),
                     walk.state.eq(_State.ASK),
                 ]
                 with m.If(paging):
-                    m.d.uncore += [walk.found.read.eq(may_read), walk.found.write.eq(may_write)]
+                    m.d.uncore += [walk.found.read.eq(entry.may_read), walk.found.write.eq(entry.may_write)]
                     with m.If(level == Level.TOP - 1):
-                        m.d.uncore += [walk.directory.eq(frame), walk.directory_known.eq(may_read & may_write)]
-                    with m.If(~leaf):
-                        m.d.uncore += walk.open.eq(may_read & may_write)
+                        m.d.uncore += [walk.directory.eq(frame), walk.directory_known.eq(open_)]
+                    with m.If(~entry.leaf):
+                        m.d.uncore += walk.open.eq(open_)
                 with m.If(ends):
                     m.d.uncore += [
                         walk.state.eq(_State.TELL),
@@ -315,11 +275,11 @@ class Walkers(wiring.Component):
                         walk.table.eq(walk.table),
                         walk.found.frame.eq(frame),
                     ]
-                    with m.If(paging & large):
+                    with m.If(paging & entry.large):
                         m.d.uncore += walk.found.frame.eq(Cat(page[:9], frame[9:]))
                     with m.If(pass_through):
                         m.d.uncore += walk.found.frame.eq(page)
-                    with m.Elif((reason == 0) & (may_read | may_write)):
+                    with m.Elif((entry.reason == 0) & (entry.may_read | entry.may_write)):
                         m.d.uncore += walk.state.eq(_State.FILL)
 
     def _fill(self, m: Module) -> Signal:
@@ -386,11 +346,6 @@ class Walkers(wiring.Component):
         self.walks_made.increment(m, ended)
 
 
-def _get(field, word):
-    """A field of a 64-bit word of a table."""
-    return word[field.low : field.low + field.width]
-
-
 def _offset(m: Module, page: Signal, level: Signal) -> Signal:
     """Byte offset of the entry for ``page`` in a table of ``level``."""
     offset = Signal(ceil_log2(TABLE_BYTES), name="entry_offset")
@@ -398,7 +353,7 @@ def _offset(m: Module, page: Signal, level: Signal) -> Signal:
         with m.Case(Level.ROOT):
             m.d.comb += offset.eq((REQUESTER_ID >> 8) * ROOT_ENTRY_BYTES)
         with m.Case(Level.CONTEXT):
-            m.d.comb += offset.eq(REQUESTER_ID % 256 * ROOT_ENTRY_BYTES)
+            m.d.comb += offset.eq(REQUESTER_ID % 256 * CONTEXT_ENTRY_BYTES)
         for paging in range(Level.TOP + 1):
             with m.Case(paging):
                 m.d.comb += offset.eq(((page >> 9 * paging) % 512) * PAGE_ENTRY_BYTES)

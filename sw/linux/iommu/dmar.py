@@ -201,7 +201,7 @@ async def init_dmars(cpu: Cpu, iommu: IntelIommu) -> None:
     await iommu.store_tables(cpu)
     await iommu_set_root_entry(cpu, iommu)
     await iommu_flush_context_global(cpu)
-    await iommu_flush_iotlb(cpu, Granularity.GLOBAL)
+    await iommu_flush_iotlb_global(cpu)
     await dmar_set_interrupt(cpu, iommu)
     _write(cpu, DMAR.GCMD, DMAR.GCMD.TE.mask)
     await _wait(cpu, DMAR.GSTS, DMAR.GSTS.TES.mask, DMAR.GSTS.TES.mask)
@@ -223,15 +223,11 @@ async def iommu_flush_context_global(cpu: Cpu) -> None:
 
 
 @function()
-async def iommu_flush_iotlb(cpu: Cpu, granularity: int, domain: int = 0, address: int = 0) -> int:
-    """Invalidate the IOTLB (``__iommu_flush_iotlb``): all, a domain, or the page at ``address``; what was dropped."""
+async def iommu_flush_iotlb_global(cpu: Cpu) -> None:
+    """Empty the IOTLB (``__iommu_flush_iotlb``)."""
     iotlb = DMAR.IOTLB
-    if granularity == Granularity.PAGE:
-        _write(cpu, DMAR.IVA, address)
-    drain = iotlb.DW.mask | iotlb.DR.mask
-    _write(cpu, iotlb, iotlb.IVT.mask | drain | iotlb.IIRG.put(granularity) | iotlb.DID.put(domain))
+    _write(cpu, iotlb, iotlb.IVT.mask | iotlb.DW.mask | iotlb.DR.mask | iotlb.IIRG.put(Granularity.GLOBAL))
     await _wait(cpu, iotlb, iotlb.IVT.mask, 0)
-    return iotlb.IAIG.get(await _read(cpu, iotlb))
 
 
 @function()
