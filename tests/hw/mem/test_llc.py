@@ -463,10 +463,10 @@ MODES = {
     [
         ((), 400),
         (("llc.ddio=false", "core.count=3"), 150),
-        ((INCLUSIVE, "llc.ddio=false", "core.count=3"), 150),
-        ((INCLUSIVE, "llc.replacement=random"), 200),
-        (MODES["sliced"], 250),
-        (MODES["inclusive, sliced, masked"], 250),
+        pytest.param((INCLUSIVE, "llc.ddio=false", "core.count=3"), 150, marks=pytest.mark.slow),
+        pytest.param((INCLUSIVE, "llc.replacement=random"), 200, marks=pytest.mark.slow),
+        (MODES["sliced"], 200),
+        (MODES["inclusive, sliced, masked"], 200),
     ],
 )
 def test_random_traffic_is_coherent(settings, operations):
@@ -537,7 +537,14 @@ def lose_replaced(decide, original):
     return finish
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "non-inclusive",
+        "inclusive, sliced, masked",
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("inclusive", "sliced")),
+    ],
+)
 @pytest.mark.parametrize(
     ("method", "bug"),
     [
