@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hw.bus.tilelink import LINE_BYTES
+from hw.grades import grade_names, grade_values, most_clock_mhz
 from hw.memory_map import BAR0_BASE
 
 __all__ = [
@@ -324,16 +325,28 @@ class LlcConfig:
         return self.core_classes[core] if core < len(self.core_classes) else 0
 
 
+#: Fields of a place in DRAM, for ``dram.mapping``.
+DRAM_PLACE = ("group", "column", "bank", "row")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DramConfig:
-    """One channel, one rank of DDR4 behind a 64-bit bus. Timings in cycles of the DRAM clock, JEDEC's names."""
+    """One channel, one rank of DDR4 or DDR5. Timings in cycles of the DRAM clock, JEDEC's names.
 
+    What a machine does not say of organisation and timings comes from its ``grade`` (:mod:`hw.grades`).
+    """
+
+    grade: str  #: such as "DDR4-2400"; "none": the machine says everything itself
     size_mib: int
     controller_ns: float  #: from the last level's request to where commands are chosen: interconnect, queues, pipeline
     phy_ns: float  #: what a burst takes beside CL or CWL: PHY, both ways, and the way of read data back
     bank_groups: int
     banks_per_group: int
     columns: int  #: per row, in 8-byte words
+    burst_length: int  #: transfers that carry a line, on both edges of the clock
+    mapping: str  #: where the bits of a line's number go, the lowest first: group, column, bank and row in some order
+    bank_hash: bool  #: the bank's number, group included, is XORed with the low bits of the row's
+    page_policy: str  #: "open": rows stay open until another is wanted; "closed": until nobody in the queue wants them
     queue: int  #: requests the controller holds
     CL: int
     CWL: int
@@ -347,13 +360,19 @@ class DramConfig:
     tRRD_L: int
     tCCD_S: int
     tCCD_L: int
+    tCCD_L_WR: int  #: between writes; longer than tCCD_L where a device reads before it writes (DDR5)
     tWR: int
     tWTR_S: int
     tWTR_L: int
     tRTP: int
 
-    #: Cycles the data bus is busy with one line: a burst of eight on both edges.
-    BURST = 4
+    #: Names of what a grade says.
+    OF_GRADE: ClassVar[tuple[str, ...]] = tuple(grade_values("DDR4-2400", 1200))
+
+    @property
+    def BURST(self) -> int:
+        """Cycles the data bus is busy with one line."""
+        return self.burst_length // 2
 
     def __post_init__(self):
         _power_of_two("dram.size_mib", self.size_mib)
@@ -364,6 +383,12 @@ class DramConfig:
             _power_of_two(f"dram.{name}", getattr(self, name))
             _between(f"dram.{name}", getattr(self, name), 1, 8)
         _power_of_two("dram.columns", self.columns, 16)
+        _require(self.burst_length in (8, 16), f"dram.burst_length must be 8 or 16, not {self.burst_length}")
+        _require(
+            sorted(self.mapping.split()) == sorted(DRAM_PLACE),
+            f"dram.mapping must name each of {', '.join(DRAM_PLACE)} once, not {self.mapping!r}",
+        )
+        _known("dram.page_policy", self.page_policy, ("open", "closed"))
         _require(
             self.rows >= 2,
             f"dram.size_mib = {self.size_mib} leaves {self.rows} rows per bank; at least 2 are needed",
@@ -379,7 +404,12 @@ class DramConfig:
             f"dram.tRAS must be at least tRCD = {self.tRCD} (a row stays open to be read), not {self.tRAS}",
         )
         _require(self.CWL <= self.CL, f"dram.CWL must be at most CL = {self.CL}, not {self.CWL}")
-        for long, short in (("tRRD_L", "tRRD_S"), ("tCCD_L", "tCCD_S"), ("tWTR_L", "tWTR_S")):
+        for long, short in (
+            ("tRRD_L", "tRRD_S"),
+            ("tCCD_L", "tCCD_S"),
+            ("tCCD_L_WR", "tCCD_L"),
+            ("tWTR_L", "tWTR_S"),
+        ):
             _require(
                 getattr(self, long) >= getattr(self, short),
                 f"dram.{long} must be at least {short} = {getattr(self, short)}, not {getattr(self, long)}",
@@ -552,9 +582,15 @@ class MachineConfig:
         """Card cycles one byte takes at ``gbps``, exact."""
         return Fraction(self.clocks.khz("nic")) * 8 / (Fraction(str(gbps)) * 1_000_000)
 
+    def _of_grade(self) -> dict[str, int]:
+        return grade_values(self.dram.grade, self.clocks.dram) if self.dram.grade != "none" else {}
+
     def replace(self, settings: Iterable[str]) -> "MachineConfig":
         """Apply ``--set`` arguments such as ``llc.ddio_ways=4``."""
         tree = dataclasses.asdict(self)
+        # What the grade said it says anew: of another grade, or another clock.
+        of_grade = self._of_grade()
+        tree["dram"] = {key: value for key, value in tree["dram"].items() if of_grade.get(key) != value}
         for setting in settings:
             key, separator, text = setting.partition("=")
             section, dot, name = key.strip().partition(".")
@@ -625,6 +661,8 @@ def _machine(tree: Mapping[str, Any]) -> MachineConfig:
     parts: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         given = tree.get(section, {})
+        if section == "dram":
+            given = _with_grade(given, parts["clocks"])
         _require(isinstance(given, Mapping), f"[{section}] must be a table")
         values = {}
         for key, value in given.items():
@@ -643,6 +681,20 @@ def _machine(tree: Mapping[str, Any]) -> MachineConfig:
         sources=tree.get("sources", {}),
         **parts,
     )
+
+
+def _with_grade(given: Any, clocks: ClockConfig) -> Any:
+    """The table ``[dram]`` with what its grade says beside."""
+    if not isinstance(given, Mapping) or given.get("grade", "none") == "none":
+        return given
+    grade = given["grade"]
+    _known("dram.grade", str(grade), ["none", *grade_names()])
+    most = most_clock_mhz(grade)
+    _require(
+        clocks.dram <= most,
+        f"clocks.dram must be at most {float(most):g} MHz for dram.grade = {grade!r}, not {clocks.dram:g}",
+    )
+    return {**grade_values(grade, clocks.dram), **given}
 
 
 def preset_names() -> list[str]:

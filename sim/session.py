@@ -12,7 +12,9 @@ import numpy as np
 
 from hw.config import ConfigError, MachineConfig
 from sim.account import Account
+from sim.check.jedec import check_commands
 from sim.engine.engine import Engine
+from sim.observe.log import EventLog
 from sim.observe.samples import Samples
 from sim.observe.stages import Stage, stage_of
 from sim.result import FUNCTION_MASK, Observation
@@ -127,6 +129,7 @@ async def observe(
 
     Raises:
         ConfigError: when the software cannot be set up on this machine.
+        JedecError: when a DRAM command broke a rule.
     """
     begin = time.monotonic()
     engine.keep_transmitted()
@@ -177,6 +180,7 @@ async def observe(
     account.look()
     written, left = account.written, account.left
     log = engine.log()
+    check_commands(machine.dram, EventLog(engine.manifest, log).select("dram.issued"))
     functions, stages, tags = _tags(system.record)
     return Observation(
         manifest=engine.manifest,

@@ -23,7 +23,7 @@ __all__ = ["DramController"]
 
 
 class DramController(wiring.Component):
-    """One channel, one rank of DDR4 with open rows, its controller, the way there and back, and its contents.
+    """One channel, one rank of DDR4 or DDR5, its controller, the way there and back, and its contents.
 
     Domain ``dram``. A request takes ``dram.controller_ns`` to where commands are chosen, and the data of a burst
     ``dram.phy_ns`` on top of JEDEC's timings, both in whole cycles, rounded up. Either way is pipelined.
@@ -33,6 +33,7 @@ class DramController(wiring.Component):
     1. A refresh that is due goes before everything: all rows are closed, then REF.
     2. RD or WR of the oldest request whose row is open and whose time has come.
     3. ACT or PRE for the oldest request that needs it; a row is not closed while a request for it waits.
+    4. With ``page_policy = "closed"``, PRE of a bank whose row nobody waits for.
 
     Reads go before writes: only one kind is served at a time, writes when no read can go, or when they fill three
     quarters of the queue (then until one quarter is left), or when a read waits for a write to its line.
@@ -82,6 +83,10 @@ class DramController(wiring.Component):
         self.activates = Counter("dram", "ACT commands")
         self.precharges = Counter("dram", "PRE commands")
         self.refreshes = Counter("dram", "REF commands")
+        self.read_cycles = Counter(
+            "dram", "reads that wait for their answer, summed over cycles: mean latency times reads"
+        )
+        self.queue_cycles = Counter("dram", "requests in the queue, summed over cycles: mean depth times cycles")
         self.out_of_range = Counter("dram", "requests beyond the end of memory, an error of the requester")
 
     def elaborate(self, platform):
@@ -134,20 +139,22 @@ class DramController(wiring.Component):
             m.d.comb += issue.eq(closing.any() | timing.can_refresh)
             m.d.comb += command.eq(Mux(timing.can_refresh, DramCommand.REF, DramCommand.PRE))
         with m.Else():
-            m.d.comb += [bank.eq(queue.picked.place.bank), queue.serves.eq(candidates.any()), issue.eq(queue.serves)]
+            m.d.comb += [queue.serves.eq(candidates.any()), issue.eq(queue.serves), bank.eq(queue.picked.place.bank)]
             with m.If(columns.any()):
                 m.d.comb += command.eq(Mux(serve_writes, DramCommand.WR, DramCommand.RD))
             with m.Elif(timing.open.bit_select(bank, 1)):
                 m.d.comb += command.eq(DramCommand.PRE)
             with m.Else():
                 m.d.comb += command.eq(DramCommand.ACT)
+            if self.config.page_policy == "closed":
+                self._close_unwanted(m, candidates, issue, command, bank)
 
         # Its data
         m.d.comb += [
             burst.eq(issue & ((command == DramCommand.RD) | (command == DramCommand.WR))),
             data.issue.eq(burst),
             data.write.eq(command == DramCommand.WR),
-            *line_of(queue.picked.place, line_layout(self.config)(data.line)),
+            *line_of(self.config, queue.picked.place, line_layout(self.config)(data.line)),
             data.tag.eq(queue.picked.tag),
             data.slot_issued.eq(queue.picked.slot),
         ]
@@ -155,9 +162,27 @@ class DramController(wiring.Component):
 
         waits = self._elaborate_wait(m)
         nothing_comes = ~accept & ~enter & ~refresh_due
+        if self.config.page_policy == "closed":
+            nothing_comes = nothing_comes & ~timing.open.any()
         m.d.comb += self.quiet.eq((~queue.valid[0] | waits) & nothing_comes & ~self._draining & data.quiet)
-        self._elaborate_observation(m, issue, command, bank, burst)
+        self._elaborate_observation(m, issue, command, bank, burst, accept, enter)
         return m
+
+    def _close_unwanted(self, m: Module, candidates: Signal, issue: Signal, command: Signal, bank: Signal) -> None:
+        """When nobody can be served, close a row that nobody in the queue wants."""
+        queue, timing = self.queue, self.timing
+        wanted, closing = Signal(self.config.banks), Signal(self.config.banks)
+        hits = Signal(self.config.queue)
+        m.d.comb += [
+            hits.eq(queue.valid & queue.hit),
+            wanted.eq(_any_of(hit << index for hit, index in zip(hits, queue.bank, strict=True))),
+            closing.eq(timing.can_precharge & ~wanted),
+        ]
+        with m.If(~candidates.any() & closing.any()):
+            m.d.comb += [issue.eq(1), command.eq(DramCommand.PRE)]
+            for index in reversed(range(self.config.banks)):
+                with m.If(closing[index]):
+                    m.d.comb += bank.eq(index)
 
     def _elaborate_acceptance(self, m: Module) -> tuple[Signal, Signal]:
         """Take requests in, and into the queue; the data of writes goes straight to where it waits for its burst."""
@@ -172,7 +197,7 @@ class DramController(wiring.Component):
             accept.eq(request.valid & request.ready),
             enter.eq(queue.request.valid & queue.request.ready),
             entry.op.eq(payload.op),
-            *place_of(line_layout(self.config)(payload.line[:line_width]), entry.place),
+            *place_of(self.config, line_layout(self.config)(payload.line[:line_width]), entry.place),
             entry.tag.eq(payload.tag),
             entry.slot.eq(data.slot),
             data.store.eq(accept & (payload.op == MemoryOp.WRITE)),
@@ -245,7 +270,9 @@ class DramController(wiring.Component):
             m.d.comb += [serve_writes.eq(queue.write[0]), eligible.eq(queue.valid[0])]
         return eligible, serve_writes
 
-    def _elaborate_observation(self, m: Module, issue: Signal, command: Signal, bank: Signal, burst: Signal) -> None:
+    def _elaborate_observation(
+        self, m: Module, issue: Signal, command: Signal, bank: Signal, burst: Signal, accept: Signal, enter: Signal
+    ) -> None:
         """Probe and counters."""
         queue = self.queue
         self.issued.emit(m, issue, command=command, bank=bank, row=queue.picked.place.row)
@@ -257,6 +284,17 @@ class DramController(wiring.Component):
         self.row_hits.increment(m, burst & ~queue.picked_opened & ~queue.picked_closed)
         self.row_misses.increment(m, burst & queue.picked_opened & ~queue.picked_closed)
         self.row_conflicts.increment(m, burst & queue.picked_closed)
+        response = self.port.response
+        asked = accept & (self.port.request.payload.op == MemoryOp.READ)
+        self._sum_over_time(m, self.read_cycles, asked, response.valid & response.ready)
+        self._sum_over_time(m, self.queue_cycles, enter, burst)
+
+    def _sum_over_time(self, m: Module, counter: Counter, comes: Value, goes: Value) -> None:
+        """Sum how many there are over all cycles, skipped ones included; brought up to date when that changes."""
+        there, since = Signal(range(1024)), Signal(NOW_WIDTH)
+        with m.If(comes | goes):
+            m.d.dram += [there.eq(there + comes - goes), since.eq(self.now)]
+        counter.increment(m, comes | goes, there * (self.now - since)[:32])
 
 
 def _each(of_banks: Signal, banks: Iterable[Value]) -> Cat:

@@ -19,26 +19,24 @@ class DramCommand(enum.Enum, shape=3):
 
     ACT = 0  #: open a row of a bank
     PRE = 1  #: close it
-    RD = 2  #: read one line (a burst of eight) from the open row
+    RD = 2  #: read one line (a burst) from the open row
     WR = 3  #: write one line into it
     REF = 4  #: refresh all banks; all must be closed
 
 
 def line_layout(config: DramConfig) -> data.StructLayout:
-    """How the number of a line picks its place.
+    """How the number of a line picks its place: the fields of ``dram.mapping``, the lowest first.
 
-    The bank group lies lowest: consecutive lines alternate between groups, so a stream of them needs only
-    tCCD_S between bursts and fills the data bus. Then come the columns of a row, so that the stream keeps its
-    rows open, then the bank, then the row.
+    With "group column bank row" consecutive lines alternate between groups, so a stream of them needs only tCCD_S
+    between bursts and fills the data bus; then come the columns of a row, so that the stream keeps its rows open.
     """
-    return data.StructLayout(
-        {
-            "group": exact_log2(config.bank_groups),
-            "column": exact_log2(config.lines_per_row),
-            "bank": exact_log2(config.banks_per_group),
-            "row": exact_log2(config.rows),
-        }
-    )
+    widths = {
+        "group": exact_log2(config.bank_groups),
+        "column": exact_log2(config.lines_per_row),
+        "bank": exact_log2(config.banks_per_group),
+        "row": exact_log2(config.rows),
+    }
+    return data.StructLayout({name: widths[name] for name in config.mapping.split()})
 
 
 def place_layout(config: DramConfig) -> data.StructLayout:
@@ -52,18 +50,25 @@ def place_layout(config: DramConfig) -> data.StructLayout:
     )
 
 
-def place_of(line: data.View, place: data.View) -> list:
+def place_of(config: DramConfig, line: data.View, place: data.View) -> list:
     """Statements that set a place to that of a line."""
-    return [place.bank.eq(Cat(line.group, line.bank)), place.row.eq(line.row), place.column.eq(line.column)]
+    bank = _hashed(config, Cat(line.group, line.bank), line.row)
+    return [place.bank.eq(bank), place.row.eq(line.row), place.column.eq(line.column)]
 
 
-def line_of(place: data.View, line: data.View) -> list:
+def line_of(config: DramConfig, place: data.View, line: data.View) -> list:
     """Statements that set a line to the one at a place."""
-    return [Cat(line.group, line.bank).eq(place.bank), line.row.eq(place.row), line.column.eq(place.column)]
+    bank = _hashed(config, place.bank, place.row)
+    return [Cat(line.group, line.bank).eq(bank), line.row.eq(place.row), line.column.eq(place.column)]
+
+
+def _hashed(config: DramConfig, bank: Value, row: Value) -> Value:
+    """Its own inverse."""
+    return bank ^ row[: len(bank)] if config.bank_hash else bank
 
 
 class DramTiming(wiring.Component):
-    """Keeps JEDEC's constraints between commands (JESD79-4, sections 4 and 13) for one rank.
+    """Keeps JEDEC's constraints between commands (JESD79-4, sections 4 and 13; JESD79-5) for one rank.
 
     Every constraint is an absolute edge number of ``dram`` before which a command must not be issued, so that it
     stays right however many edges are skipped. Besides the parameters of the configuration a write follows a
@@ -206,7 +211,7 @@ class DramTiming(wiring.Component):
                     with m.Case(DramCommand.RD):
                         m.d.dram += read_at.eq(self.now + config.tCCD_L)
                     with m.Case(DramCommand.WR):
-                        m.d.dram += write_at.eq(self.now + config.tCCD_L)
+                        m.d.dram += write_at.eq(self.now + config.tCCD_L_WR)
                         m.d.dram += read_at.eq(self.now + config.CWL + config.BURST + config.tWTR_L)
 
     def _elaborate_rank(self, m: Module) -> None:

@@ -41,7 +41,10 @@ def invariants(dut: DramController) -> list:
     return [no_gaps, held, *waits_for_older]
 
 
-@pytest.mark.parametrize("dram", (SMALL, NEAR), ids=("far", "near"))
+CLOSED = dataclasses.replace(NEAR, page_policy="closed")
+
+
+@pytest.mark.parametrize("dram", (SMALL, NEAR, CLOSED), ids=("far", "near", "closed"))
 def test_quiet(dram):
     """Covered: a request waits for its bank."""
     dut = controller(dataclasses.replace(dram, queue=3))
