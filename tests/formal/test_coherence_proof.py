@@ -552,16 +552,22 @@ def test_one_writer_or_many_readers_and_no_write_lost(inclusion):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault, message, depth",
+    "fault, message, depth, world",
     [
-        (ForgetsSharer, "one writer or many readers", 14),
-        (DropsCalledBack, "at rest the state is coherent", 16),
-        (DropsVictim, "at rest the state is coherent", 14),
-        (DropsWhatDeviceRead, "at rest the state is coherent", 16),
+        (ForgetsSharer, "one writer or many readers", 14, {}),
+        (DropsVictim, "at rest the state is coherent", 14, {}),
+        (DropsCalledBack, "at rest the state is coherent", 17, {"eager": True, "device": False}),
+        (DropsWhatDeviceRead, "at rest the state is coherent", 17, {"eager": True, "writes": False}),
     ],
 )
-def test_a_planted_fault_is_found(fault, message, depth):
+def test_a_planted_fault_is_found(fault, message, depth, world):
     with patch("hw.mem.llc.Decide", fault):
-        model = Model()
+        model = Model(**world)
     with pytest.raises(ProofFailed, match=message):
         model.run(bmc=depth)
+
+
+@pytest.mark.slow
+def test_longer_runs():
+    """Without the device and with eager receivers: time for a back-invalidation and more."""
+    Model(eager=True, device=False).run(bmc=17)
