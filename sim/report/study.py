@@ -62,11 +62,10 @@ def study(
     runs: list[Experiment] = [sweeping.experiment(way, traffic) for way in ways for traffic in traffics]
     machine = comparison.machine
     for ddio in DDIO:
-        llc = dataclasses.replace(machine.llc, ddio=ddio == "on")
         name = f"ddio/{ddio}"
         other = dataclasses.replace(
             comparison,
-            machine=dataclasses.replace(machine, llc=llc),
+            options={**comparison.options, "ddio": ddio == "on"},
             traffics={name: _traffic(comparison, DDIO_SHARE, DDIO_SIZE, DDIO_COUNT)},
         )
         runs += [other.experiment(way, name) for way in ways]
