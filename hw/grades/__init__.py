@@ -31,12 +31,16 @@ def grade_names() -> list[str]:
     return sorted(_grades())
 
 
-def clocks(timing: int | dict[str, float], mhz: float) -> int:
-    """A timing in cycles of a clock of ``mhz`` MHz: the longer of its clocks and its nanoseconds, JEDEC's rounding."""
+def clocks(timing: int | dict[str, float], mhz: float, *, at_most: bool = False) -> int:
+    """A timing in cycles of a clock of ``mhz`` MHz: the longer of its clocks and its nanoseconds, JEDEC's rounding.
+
+    Arguments:
+        at_most: it must not be longer, as the interval between refreshes: rounded down.
+    """
     if isinstance(timing, int):
         return timing
     ns = Fraction(str(timing.get("ns", 0))) * Fraction(str(mhz)) / 1000
-    return max(int(timing.get("nck", 0)), int(ns + GUARD_BAND))
+    return max(int(timing.get("nck", 0)), int(ns + (0 if at_most else GUARD_BAND)))
 
 
 def grade_values(name: str, mhz: float) -> dict[str, int]:
@@ -46,12 +50,14 @@ def grade_values(name: str, mhz: float) -> dict[str, int]:
         KeyError: when there is no such grade.
     """
     grade = _grades()[name]
-    timings = {key: clocks(value, mhz) for key, value in grade.items() if key.startswith("t") or key in ("CL", "CWL")}
+    timings = {
+        key: clocks(value, mhz, at_most=key == "tREFI")
+        for key, value in grade.items()
+        if key.startswith("t") or key in ("CL", "CWL")
+    }
     return {**{key: grade[key] for key in _ORGANISATION}, **timings}
 
 
 def most_clock_mhz(name: str) -> Fraction:
-    """The fastest memory clock of a grade, in MHz: half its transfers per second."""
-    grade = _grades()[name]
-    # JEDEC's names round down: 2133 stands for 2133 1/3.
-    return Fraction(grade["mt_per_s"] + Fraction(1, 2), grade["data_mt_per_clock"])
+    """The fastest memory clock of a grade, in MHz: half its transfers per second. JEDEC's names round those down."""
+    return Fraction(str(_grades()[name]["clock_mhz"]))
