@@ -691,7 +691,7 @@ def _with_grade(given: Any, clocks: ClockConfig) -> Any:
     _known("dram.grade", str(grade), ["none", *grade_names()])
     most = most_clock_mhz(grade)
     _require(
-        clocks.dram <= most,
+        Fraction(str(clocks.dram)) <= most,
         f"clocks.dram must be at most {float(most):g} MHz for dram.grade = {grade!r}, not {clocks.dram:g}",
     )
     return {**grade_values(grade, clocks.dram), **given}
