@@ -17,6 +17,7 @@ from rich.table import Table
 
 from hw.config import ConfigError, MachineConfig, load_machine, preset_names
 from sim.build.tools import ToolError
+from sim.engine.engine import EngineError
 from sim.wire.frames import TrafficError
 from sw.costs import CostError, mitigations_of
 from sw.linux.cpuidle import IDLE
@@ -443,7 +444,8 @@ def main() -> None:
         code = _complain(error.format_message(), BAD_INPUT)
     except (ConfigError, CostError, TrafficError) as error:
         code = _complain(str(error), BAD_INPUT)
-    except ToolError as error:
+    except (EngineError, ToolError) as error:
+        # What the machine did, or the compiler: not what was asked for.
         code = _complain(str(error), 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

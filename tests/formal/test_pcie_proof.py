@@ -55,7 +55,7 @@ def test_root_complex_with_iommu_quiet(monkeypatch):
     unit = dut.iommu
     planted = {
         "forgets answers to walks": dut.quiet | unit.response_valid,
-        "forgets accesses to its registers": dut.quiet | dut.mmio_bridge.registers.access,
+        "forgets accesses to its registers": dut.quiet | unit.registers.access,
         "forgets lookups": dut.quiet | unit.caches.look,
         "forgets fills": dut.quiet | unit.caches.moving,
         "forgets faults": dut.quiet | unit.register_file.fault_valid,

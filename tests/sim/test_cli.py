@@ -174,3 +174,16 @@ def test_the_installed_command_runs():
         [Path(sys.executable).with_name("nicscope"), "--version"], capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 0
+
+
+def test_a_run_that_breaks_a_rule_ends_in_one_line(capsys, monkeypatch, tmp_path):
+    """As if the controller had sent a command too early."""
+    from hw.mem.dram_timing import DramCommand
+    from sim.check import jedec
+
+    early = jedec.Violation(cycle=70, command=DramCommand.RD, bank=3, rule="tRCD", got=4, needed=5)
+    monkeypatch.setattr(jedec, "violations", lambda config, commands: iter([early] if len(commands) else []))
+    code, _, err = call(capsys, monkeypatch, "run", "napi", "--machine", "tiny", "--count", "3", "--out", tmp_path)
+    assert code == 1
+    told = "DRAM RD to bank 3 at cycle 70: tRCD, 4 cycles after what it must follow by 5"
+    assert err.strip().splitlines()[-1] == f"nicscope: {told}"

@@ -88,6 +88,7 @@ def test_no_entry_is_unused_and_none_is_missing():
         "rte_mempool_create",
         "rte_pktmbuf_pool_create",
         "rx_burst_wait",
+        "set_ddio",
         "sink_receive",
         "sink_start",
         "start_kernel",
