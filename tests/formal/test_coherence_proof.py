@@ -564,7 +564,7 @@ def test_one_writer_or_many_readers_and_no_write_lost(inclusion):
     [
         (ForgetsSharer, "one writer or many readers", 14, {}),
         (DropsVictim, "at rest", 14, {}),
-        (DropsCalledBack, "at rest", 17, {"eager": True, "device": False}),
+        (DropsCalledBack, "at rest", 20, {"eager": True, "device": False}),
         (DropsWhatDeviceRead, "at rest", 17, {"eager": True, "writes": False}),
     ],
 )
