@@ -325,29 +325,34 @@ class LlcConfig:
         return self.core_classes[core] if core < len(self.core_classes) else 0
 
 
-#: Fields of a place in DRAM, for ``dram.mapping``.
-DRAM_PLACE = ("group", "column", "bank", "row")
+#: Fields of a place in DRAM, for ``dram.mapping``; the first two may be left out where there is one of them.
+DRAM_PLACE = ("channel", "rank", "group", "column", "bank", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DramConfig:
-    """One channel, one rank of DDR4 or DDR5. Timings in cycles of the DRAM clock, JEDEC's names.
+    """Channels and ranks of DDR4 or DDR5. Timings in cycles of the DRAM clock, JEDEC's names.
 
     What a machine does not say of organisation and timings comes from its ``grade`` (:mod:`hw.grades`).
     """
 
     grade: str  #: such as "DDR4-2400"; "none": the machine says everything itself
-    size_mib: int
+    size_mib: int  #: over all channels and ranks
+    channels: int  #: each with a controller and buses of its own
+    ranks: int  #: of each channel; they share its buses
     controller_ns: float  #: from the last level's request to where commands are chosen: interconnect, queues, pipeline
     phy_ns: float  #: what a burst takes beside CL or CWL: PHY, both ways, and the way of read data back
     bank_groups: int
     banks_per_group: int
     columns: int  #: per row, in 8-byte words
     burst_length: int  #: transfers that carry a line, on both edges of the clock
-    mapping: str  #: where the bits of a line's number go, the lowest first: group, column, bank and row in some order
+    mapping: str  #: where the bits of a line's number go, the lowest first: :data:`DRAM_PLACE` in some order
+    channel_hash: bool  #: the channel's number is XORed with every other bit of the line's, folded to its width
     bank_hash: bool  #: the bank's number, group included, is XORed with the low bits of the row's
     page_policy: str  #: "open": rows stay open until another is wanted; "closed": until nobody in the queue wants them
-    queue: int  #: requests the controller holds
+    queue: int  #: requests a controller holds
+    command_clocks: int  #: ACT, RD and WR occupy the command bus for so long: 1 in DDR4, 2 in DDR5
+    bus_turn: int  #: from the end of a read's burst to a write's: 1 + tWPRE (1) in DDR4, 2 + tWPRE (2) in DDR5
     CL: int
     CWL: int
     tRCD: int
@@ -365,6 +370,8 @@ class DramConfig:
     tWTR_S: int
     tWTR_L: int
     tRTP: int
+    tPPD: int  #: PRE to PRE; DDR4 has no such rule: 1
+    tRTRS: int  #: between bursts of different ranks on the data bus: the controller's, for preamble and termination
 
     #: Names of what a grade says.
     OF_GRADE: ClassVar[tuple[str, ...]] = tuple(grade_values("DDR4-2400", 1200))
@@ -382,18 +389,26 @@ class DramConfig:
         for name in ("bank_groups", "banks_per_group"):
             _power_of_two(f"dram.{name}", getattr(self, name))
             _between(f"dram.{name}", getattr(self, name), 1, 8)
+        for name in ("channels", "ranks"):
+            _power_of_two(f"dram.{name}", getattr(self, name))
+            _between(f"dram.{name}", getattr(self, name), 1, 8 if name == "channels" else 4)
         _power_of_two("dram.columns", self.columns, 16)
         _require(self.burst_length in (8, 16), f"dram.burst_length must be 8 or 16, not {self.burst_length}")
+        alone = {name for name, count in (("channel", self.channels), ("rank", self.ranks)) if count == 1}
+        named = self.mapping.split()
         _require(
-            sorted(self.mapping.split()) == sorted(DRAM_PLACE),
-            f"dram.mapping must name each of {', '.join(DRAM_PLACE)} once, not {self.mapping!r}",
+            set(DRAM_PLACE) - alone <= set(named) <= set(DRAM_PLACE) and len(set(named)) == len(named),
+            f"dram.mapping must name each of {', '.join(n for n in DRAM_PLACE if n not in alone)} once, "
+            f"not {self.mapping!r}",
         )
         _known("dram.page_policy", self.page_policy, ("open", "closed"))
         _require(
             self.rows >= 2,
-            f"dram.size_mib = {self.size_mib} leaves {self.rows} rows per bank; at least 2 are needed",
+            f"dram.size_mib = {self.size_mib} leaves {self.rows} rows in each bank; at least 2 are needed",
         )
         _between("dram.queue", self.queue, 2, 64)
+        _between("dram.command_clocks", self.command_clocks, 1, 2)
+        _between("dram.bus_turn", self.bus_turn, 1, 16)
         for name in ("controller_ns", "phy_ns"):
             _between(f"dram.{name}", getattr(self, name), 0, 100)
         for f in fields(self):
@@ -416,12 +431,27 @@ class DramConfig:
             )
         _require(self.tCCD_S >= self.BURST, f"dram.tCCD_S must be at least the burst's {self.BURST}, not {self.tCCD_S}")
         _require(self.tFAW >= self.tRRD_S, f"dram.tFAW must be at least tRRD_S = {self.tRRD_S}, not {self.tFAW}")
-        _require(self.tREFI > self.tRFC, f"dram.tREFI must exceed tRFC = {self.tRFC}, not {self.tREFI}")
+        served = self.tRFC + self.tRP + self.tRAS + self.tRCD + self.CL + self.BURST
+        _require(
+            self.tREFI // self.ranks > served,
+            f"dram.tREFI must exceed {self.ranks * served}, for each rank tRFC + tRP + tRAS + tRCD + CL + BURST, "
+            f"not {self.tREFI}",
+        )
+        for name in ("tWR", "tRTP", "tFAW", "tWTR_L", "tRRD_L", "tCCD_L_WR", "tPPD", "tRTRS"):
+            _require(
+                getattr(self, name) < self.tREFI,
+                f"dram.{name} must be below tREFI = {self.tREFI}, not {getattr(self, name)}",
+            )
 
     @property
     def lines(self) -> int:
-        """Cache lines held."""
+        """Cache lines held, over all channels."""
         return self.size_mib * 1024 * 1024 // LINE_BYTES
+
+    @property
+    def channel_lines(self) -> int:
+        """Cache lines of one channel."""
+        return self.lines // self.channels
 
     @property
     def lines_per_row(self) -> int:
@@ -430,13 +460,18 @@ class DramConfig:
 
     @property
     def banks(self) -> int:
-        """Number of banks over all groups."""
+        """Number of banks of a rank, over all groups."""
         return self.bank_groups * self.banks_per_group
+
+    @property
+    def channel_banks(self) -> int:
+        """Number of banks of a channel, over all ranks."""
+        return self.banks * self.ranks
 
     @property
     def rows(self) -> int:
         """Rows per bank."""
-        return self.lines // self.lines_per_row // self.banks
+        return self.channel_lines // self.lines_per_row // self.channel_banks
 
 
 @dataclass(frozen=True, kw_only=True)

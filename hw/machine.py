@@ -13,6 +13,7 @@ from hw.lib.crossing import Crossing
 from hw.lib.domain import in_domain, tell_domain
 from hw.lib.time import Now
 from hw.mem.dram import DramController
+from hw.mem.dram_router import DramRouter
 from hw.mem.llc import LastLevelCache
 from hw.mem.llc_registers import LlcRegisters
 from hw.mem.noncached import NonCachedWrites
@@ -54,7 +55,7 @@ class Machine(Elaboratable):
     Attributes:
         config: what it was made from.
         domains: clock domains in the order of their numbers: those of each core, then uncore, uncore_root, nic,
-            nic_link, dram.
+            nic_link, and those of each DRAM channel: dram0, dram1 and so on.
         host: one :class:`~hw.bus.core.CoreHost` per core, as the host sees it: it drives ``operation``.
         wire: a :data:`~hw.bus.wire.WireStream` that the host drives.
         wire_out: a :data:`~hw.bus.wire.SentStream`: what the card sends.
@@ -69,7 +70,8 @@ class Machine(Elaboratable):
         self.core = [Core(config, index, domain) for index, domain in enumerate(self.core_domains)]
         self.llc = LastLevelCache(config)
         self.llc_registers = LlcRegisters(config)
-        self.dram = DramController(config)
+        self.dram = [DramController(config) for _ in range(config.dram.channels)]
+        self.dram_router = DramRouter(config)
         self.noncached = NonCachedWrites(config.core.count, config.llc.slots)
         self.root_complex = RootComplex(config)
         self.link = Link(config)
@@ -86,11 +88,13 @@ class Machine(Elaboratable):
             ROOT: [self.noncached, self.root_complex, self.llc_registers],
             "nic": [self.nic],
             LINK: [self.link],
-            "dram": [self.dram],
+            **{f"dram{number}": [channel] for number, channel in enumerate(self.dram)},
         }
         for component in self.members[ROOT]:
             tell_domain(component, "uncore", ROOT)
         tell_domain(self.link, "nic", LINK)
+        for number, channel in enumerate(self.dram):
+            tell_domain(channel, "dram", f"dram{number}")
         self.domains = list(self.members)
         self.now = {
             domain: Now(domain)
@@ -109,7 +113,9 @@ class Machine(Elaboratable):
         for domain, core in zip(self.core_domains, self.core, strict=True):
             m.submodules[domain] = core
         m.submodules.llc = self.llc
-        m.submodules.dram = self.dram
+        m.submodules.dram_router = self.dram_router
+        for number, channel in enumerate(self.dram):
+            m.submodules[f"dram{number}"] = in_domain(channel, "dram", f"dram{number}")
         m.submodules.noncached = in_domain(self.noncached, "uncore", ROOT)
         m.submodules.llc_registers = in_domain(self.llc_registers, "uncore", ROOT)
         m.submodules.root_complex = in_domain(self.root_complex, "uncore", ROOT)
@@ -118,8 +124,11 @@ class Machine(Elaboratable):
 
         for index in range(len(self.core)):
             self._join_core(m, index)
-        self._cross(m, "llc_dram", self.llc.dram[0].request, self.dram.port.request, DramRequest, "uncore", "dram")
-        self._cross(m, "dram_llc", self.dram.port.response, self.llc.dram[0].response, DramResponse, "dram", "uncore")
+        connect(m, self.llc.dram[0], self.dram_router.cache)
+        for number, channel in enumerate(self.dram):
+            domain, port = f"dram{number}", self.dram_router.channel[number]
+            self._cross(m, f"llc_{domain}", port.request, channel.port.request, DramRequest, "uncore", domain)
+            self._cross(m, f"{domain}_llc", channel.port.response, port.response, DramResponse, domain, "uncore")
         self._cross(m, "root_link", self.root_complex.link.send, self.link.root.send, TlpBeat, ROOT, LINK)
         self._cross(m, "link_root", self.link.root.receive, self.root_complex.link.receive, TlpBeat, LINK, ROOT)
         connect(m, self.root_complex.memory, self.noncached.root)

@@ -167,8 +167,10 @@ def summarise(
         "time": {
             "simulated_ns": float(observation.end_tick * ns_per_tick),
             "cycles": {
-                "core": max(count for name, count in observation.cycles.items() if name.startswith("core")),
-                **{name: observation.cycles[name] for name in ("uncore", "nic", "dram")},
+                **{
+                    clock: max(count for name, count in observation.cycles.items() if name.startswith(clock))
+                    for clock in ("core", "uncore", "nic", "dram")
+                },
             },
         },
         "rates": rates,

@@ -12,7 +12,7 @@ import numpy as np
 
 from hw.config import ConfigError, MachineConfig
 from sim.account import Account
-from sim.check.jedec import check_commands
+from sim.check.jedec import check_dram
 from sim.engine.engine import Engine
 from sim.observe.log import EventLog
 from sim.observe.samples import Samples
@@ -180,7 +180,7 @@ async def observe(
     account.look()
     written, left = account.written, account.left
     log = engine.log()
-    check_commands(machine.dram, EventLog(engine.manifest, log).select("dram.issued"))
+    check_dram(machine.dram, EventLog(engine.manifest, log))
     functions, stages, tags = _tags(system.record)
     return Observation(
         manifest=engine.manifest,

@@ -12,7 +12,7 @@ __all__ = ["clocks", "grade_names", "grade_values", "most_clock_mhz"]
 #: a clock has been added (rounding algorithms, JESD79-4B section 13.5 and JESD79-5 section 13.2).
 GUARD_BAND = Fraction(974, 1000)
 
-_ORGANISATION = ("burst_length", "bank_groups", "banks_per_group", "columns")
+_ORGANISATION = ("burst_length", "bank_groups", "banks_per_group", "columns", "command_clocks", "bus_turn")
 
 
 @functools.cache

@@ -23,14 +23,14 @@ __all__ = ["DramController"]
 
 
 class DramController(wiring.Component):
-    """One channel, one rank of DDR4 or DDR5, its controller, the way there and back, and its contents.
+    """One channel of DDR4 or DDR5 with its ranks: the controller, the way there and back, and the contents.
 
     Domain ``dram``. A request takes ``dram.controller_ns`` to where commands are chosen, and the data of a burst
     ``dram.phy_ns`` on top of JEDEC's timings, both in whole cycles, rounded up. Either way is pipelined.
 
     One command per cycle, chosen so (first ready, first come, first served; Rixner et al., ISCA 2000):
 
-    1. A refresh that is due goes before everything: all rows are closed, then REF.
+    1. A refresh that is due goes before everything: all rows of the rank are closed, then REF. The ranks take turns.
     2. RD or WR of the oldest request whose row is open and whose time has come.
     3. ACT or PRE for the oldest request that needs it; a row is not closed while a request for it waits.
     4. With ``page_policy = "closed"``, PRE of a bank whose row nobody waits for.
@@ -43,8 +43,9 @@ class DramController(wiring.Component):
     edge at which ``port.response`` can be taken: ``controller + FRONT_END + CL + BURST + phy`` with its row open,
     ``tRCD`` more with its bank closed, ``tRP + tRCD`` more with another row open (for longer than tRAS).
 
-    Lines are placed by :func:`~hw.mem.dram_timing.line_layout`. Requests beyond the configured size are an error of
-    the requester: they wrap around and are counted in ``out_of_range``.
+    Lines are numbered within the channel (:class:`~hw.mem.dram_router.DramRouter`) and placed by
+    :func:`~hw.mem.dram_timing.line_layout`. Requests beyond the channel's size are an error of the requester: they wrap
+    around and are counted in ``out_of_range``.
 
     Arguments:
         config: ``dram``, geometry and timings, and the clock that nanoseconds are counted in.
@@ -74,7 +75,7 @@ class DramController(wiring.Component):
         self._held_writes = Signal(range(dram.queue + 1))
         self._draining = Signal()
 
-        self.issued = Probe("dram", "a command; for ACT, RD and WR with its row", command=DramCommand, bank=6, row=32)
+        self.issued = Probe("dram", "a command; for ACT, RD and WR with its row", command=DramCommand, bank=8, row=32)
         self.reads = Counter("dram", "RD commands")
         self.writes = Counter("dram", "WR commands")
         self.row_hits = Counter("dram", "requests served from a row they found open")
@@ -97,7 +98,7 @@ class DramController(wiring.Component):
         m.submodules.queue = queue = self.queue
         m.submodules.way_in = self.way_in
         issue, command = Signal(), Signal(DramCommand)
-        bank = Signal(exact_log2(self.config.banks))
+        bank = Signal(exact_log2(self.config.channel_banks))
         burst = Signal()
         m.d.comb += [
             timing.now.eq(self.now),
@@ -109,12 +110,14 @@ class DramController(wiring.Component):
             *(sink.eq(bank) for sink in (timing.bank, queue.command_bank)),
         ]
         accept, enter = self._elaborate_acceptance(m)
-        refresh_due = self._elaborate_refresh(m, issue, command)
+        refresh_due, refresh_rank = self._elaborate_refresh(m, issue, command)
         eligible, serve_writes = self._elaborate_eligible(m, enter, burst)
 
         # Oldest request with its row open, else the oldest that needs ACT or PRE
         columns, rows = Signal(self.config.queue), Signal(self.config.queue)
-        can_column, can_row, in_demand = (Signal(self.config.banks, name=n) for n in ("column", "row", "in_demand"))
+        can_column, can_row, in_demand = (
+            Signal(self.config.channel_banks, name=n) for n in ("column", "row", "in_demand")
+        )
         hits = Signal(self.config.queue)
         m.d.comb += [
             hits.eq(eligible & queue.hit),
@@ -131,13 +134,8 @@ class DramController(wiring.Component):
                 m.d.comb += queue.pick.eq(index)
 
         # The command
-        closing = timing.can_precharge
         with m.If(refresh_due):
-            for index in reversed(range(self.config.banks)):
-                with m.If(closing[index]):
-                    m.d.comb += bank.eq(index)
-            m.d.comb += issue.eq(closing.any() | timing.can_refresh)
-            m.d.comb += command.eq(Mux(timing.can_refresh, DramCommand.REF, DramCommand.PRE))
+            self._refresh(m, refresh_rank, issue, command, bank)
         with m.Else():
             m.d.comb += [queue.serves.eq(candidates.any()), issue.eq(queue.serves), bank.eq(queue.picked.place.bank)]
             with m.If(columns.any()):
@@ -171,7 +169,7 @@ class DramController(wiring.Component):
     def _close_unwanted(self, m: Module, candidates: Signal, issue: Signal, command: Signal, bank: Signal) -> None:
         """When nobody can be served, close a row that nobody in the queue wants."""
         queue, timing = self.queue, self.timing
-        wanted, closing = Signal(self.config.banks), Signal(self.config.banks)
+        wanted, closing = Signal(self.config.channel_banks), Signal(self.config.channel_banks)
         hits = Signal(self.config.queue)
         m.d.comb += [
             hits.eq(queue.valid & queue.hit),
@@ -180,9 +178,25 @@ class DramController(wiring.Component):
         ]
         with m.If(~candidates.any() & closing.any()):
             m.d.comb += [issue.eq(1), command.eq(DramCommand.PRE)]
-            for index in reversed(range(self.config.banks)):
+            for index in reversed(range(self.config.channel_banks)):
                 with m.If(closing[index]):
                     m.d.comb += bank.eq(index)
+
+    def _refresh(self, m: Module, rank: Signal, issue: Signal, command: Signal, bank: Signal) -> None:
+        """Close the open rows of a rank, then REF."""
+        of_rank = self.config.banks
+        for number in range(self.config.ranks):
+            closing = self.timing.can_precharge[number * of_rank : (number + 1) * of_rank]
+            can_refresh = self.timing.can_refresh[number]
+            with m.If(rank == number):
+                m.d.comb += [
+                    issue.eq(closing.any() | can_refresh),
+                    command.eq(Mux(can_refresh, DramCommand.REF, DramCommand.PRE)),
+                    bank.eq(number * of_rank),
+                ]
+                for index in reversed(range(of_rank)):
+                    with m.If(closing[index]):
+                        m.d.comb += bank.eq(number * of_rank + index)
 
     def _elaborate_acceptance(self, m: Module) -> tuple[Signal, Signal]:
         """Take requests in, and into the queue; the data of writes goes straight to where it waits for its burst."""
@@ -206,17 +220,22 @@ class DramController(wiring.Component):
         self.out_of_range.increment(m, accept & payload.line[line_width:].any())
         return accept, enter
 
-    def _elaborate_refresh(self, m: Module, issue: Signal, command: Signal) -> Signal:
-        """Every tREFI, by a deadline that does not drift when a refresh is late."""
-        refresh_at, due = Signal(NOW_WIDTH, init=self.config.tREFI), Signal()
+    def _elaborate_refresh(self, m: Module, issue: Signal, command: Signal) -> tuple[Signal, Signal]:
+        """Every tREFI, by a deadline that does not drift when a refresh is late; evenly spread over the ranks.
+
+        Whether one is due, and of which rank.
+        """
+        interval = self.config.tREFI // self.config.ranks
+        refresh_at, due = Signal(NOW_WIDTH, init=interval), Signal()
+        rank = Signal(range(self.config.ranks))
         m.d.comb += [
             due.eq(self.now >= refresh_at),
             self.refresh_timer.armed.eq(1),
             self.refresh_timer.deadline.eq(refresh_at),
         ]
         with m.If(issue & (command == DramCommand.REF)):
-            m.d.dram += refresh_at.eq(refresh_at + self.config.tREFI)
-        return due
+            m.d.dram += [refresh_at.eq(refresh_at + interval), rank.eq(rank + 1)]
+        return due, rank
 
     def _elaborate_wait(self, m: Module) -> Signal:
         """When there is one request and it waits for a constraint, the edge at which its next command is allowed."""

@@ -46,7 +46,7 @@ class DramData(wiring.Component):
         self.bursts = min(1 << ceil_log2(in_flight), MAX_BURSTS)
         self.slots = 1 << ceil_log2(config.queue + self.bursts + -(-controller // config.tCCD_S))
         self.slot_width = exact_log2(self.slots)
-        line_width = exact_log2(config.lines)
+        line_width = exact_log2(config.channel_lines)
         super().__init__(
             {
                 "now": In(NOW_WIDTH),
@@ -64,7 +64,7 @@ class DramData(wiring.Component):
                 "quiet": Out(1),
             }
         )
-        self.rows = RAM(width=LINE_BITS, depth=config.lines, domain="dram")
+        self.rows = RAM(width=LINE_BITS, depth=config.channel_lines, domain="dram")
         self.burst_end = Timer("dram")
         self._burst_layout = data.StructLayout(
             {"deadline": NOW_WIDTH, "write": 1, "line": line_width, "tag": 8, "slot": self.slot_width}

@@ -46,7 +46,7 @@ class DramQueue(wiring.Component):
         self.config = config
         self.layout = request_layout(config, slot_width)
         size = config.queue
-        bank_width = exact_log2(config.banks)
+        bank_width = exact_log2(config.channel_banks)
         super().__init__(
             {
                 "request": In(stream.Signature(self.layout)),
@@ -55,7 +55,7 @@ class DramQueue(wiring.Component):
                 "hit": Out(size),
                 "blocked": Out(size),
                 "bank": Out(bank_width).array(size),
-                "open": In(config.banks),
+                "open": In(config.channel_banks),
                 "pick": In(range(size)),
                 "picked": Out(self.layout),
                 "picked_opened": Out(1),
@@ -114,7 +114,7 @@ class DramQueue(wiring.Component):
         # requests stand inside the conditions under which they matter, so that they simulate fast.
         opens, closes, new_hit, hit = Signal(), Signal(), Signal(), Signal(size)
         place = self.picked.place
-        rows: Memory = Memory(shape=len(place.row), depth=self.config.banks, init=[])
+        rows: Memory = Memory(shape=len(place.row), depth=self.config.channel_banks, init=[])
         m.submodules.open_rows = rows
         row_written, row_asked = rows.write_port(domain="dram"), rows.read_port(domain="comb")
         m.d.comb += [

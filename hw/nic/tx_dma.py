@@ -10,7 +10,7 @@ from hw.bus.tilelink import LINE_BYTES
 from hw.bus.tlp import TlpHeader, TlpStatus, TlpStream, TlpType
 from hw.config import MachineConfig
 from hw.lib.probe import Counter, Probe
-from hw.pcie.round_robin import round_robin
+from hw.lib.round_robin import round_robin
 
 from .descriptor_fetch import INDEX_WIDTH
 from .drop import TransmitDropReason

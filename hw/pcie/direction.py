@@ -13,10 +13,10 @@ from hw.bus.tlp import TlpBeat, TlpHeader, TlpStatus, TlpStream, TlpType
 from hw.config import TLP_OVERHEAD_COMPLETION, TLP_OVERHEAD_REQUEST, MachineConfig
 from hw.lib.probe import Counter, Probe
 from hw.lib.ram import RAM
+from hw.lib.round_robin import round_robin
 from hw.lib.time import NOW_WIDTH, Timer
 
 from .receive_queue import Arrival, ReceiveQueue
-from .round_robin import round_robin
 
 __all__ = ["FRACTION_BITS", "LinkDirection"]
 

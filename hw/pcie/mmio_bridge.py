@@ -9,6 +9,7 @@ from hw.bus.memory import RegisterPort
 from hw.bus.tilelink import LINE_BYTES, PHYSICAL_ADDRESS_WIDTH
 from hw.bus.tlp import TlpStream, TlpType
 from hw.lib.probe import Counter, Probe
+from hw.lib.round_robin import round_robin
 from hw.memory_map import (
     BAR0_BASE,
     BAR0_BYTES,
@@ -23,7 +24,6 @@ from hw.memory_map import (
 )
 
 from .messages import CORE_WIDTH, InterruptMessage, interrupt_core, is_interrupt
-from .round_robin import round_robin
 
 __all__ = ["MmioAnswer", "MmioBridge"]
 

@@ -7,7 +7,7 @@ from typing import Any
 __all__ = ["SAMPLED", "Samples"]
 
 #: Beginnings of the paths of what is sampled.
-SAMPLED = ("llc.", "dram.", "nic.", "root_complex.")
+SAMPLED = ("llc.", "dram", "nic.", "root_complex.")
 
 
 @dataclass

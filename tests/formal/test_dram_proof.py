@@ -42,9 +42,10 @@ def invariants(dut: DramController) -> list:
 
 
 CLOSED = dataclasses.replace(NEAR, page_policy="closed")
+RANKS = dataclasses.replace(NEAR, ranks=2, mapping="group column rank bank row", command_clocks=2, tPPD=2)
 
 
-@pytest.mark.parametrize("dram", (SMALL, NEAR, CLOSED), ids=("far", "near", "closed"))
+@pytest.mark.parametrize("dram", (SMALL, NEAR, CLOSED, RANKS), ids=("far", "near", "closed", "ranks"))
 def test_quiet(dram):
     """Covered: a request waits for its bank."""
     dut = controller(dataclasses.replace(dram, queue=3))

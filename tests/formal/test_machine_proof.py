@@ -101,7 +101,7 @@ def test_quiet(domain, crossings, monkeypatch):
 
     def invariants():
         yield from crossing_invariants(crossings)
-        yield from dram_invariants(dut.machine.dram)
+        yield from dram_invariants(dut.machine.dram[0])
 
     handed_over = {
         "core0": [host.operation.valid & host.operation.ready for host in dut.machine.host],

@@ -64,7 +64,7 @@ def test_teaching_is_what_the_documentation_says():
         ("pcie.gbps=500", "exceeds the 160 Gb/s"),
         ("pcie.mps=100", "pcie.mps must be a power of two of at least 128"),
         ("dram.tRAS=10", "dram.tRAS must be at least tRCD = 17"),
-        ("dram.tREFI=100", "dram.tREFI must exceed tRFC = 420"),
+        ("dram.tREFI=100", "dram.tREFI must exceed 514, for each rank tRFC "),
         ("dram.controller_ns=101.0", "dram.controller_ns must be between 0 and 100, not 101"),
         ("dram.phy_ns=-1.0", "dram.phy_ns must be between 0 and 100, not -1"),
         ("dram.size_mib=48", "dram.size_mib must be a power of two"),

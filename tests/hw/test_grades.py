@@ -7,7 +7,9 @@ import pytest
 from hw.config import ConfigError, load_machine
 from hw.grades import clocks, grade_names, grade_values, most_clock_mhz
 
-#: Cycles that datasheets of 8 Gb x8 devices (DDR4) and 16 Gb x8 devices (DDR5) print, at the grade's own clock.
+#: Cycles that datasheets of 8 Gb x8 devices (DDR4) and 16 Gb x8 devices (DDR5) print, at the grade's own clock. Those
+#: of DDR4 are also in the tables of Ramulator 2.0 (src/dram/impl/DDR4.cpp); its DDR5.cpp, which has no grade beyond
+#: 3200, agrees on what does not depend on the grade.
 PRINTED = {
     ("DDR4-2133", 1066.667): {"tRAS": 36, "tFAW": 23, "tRRD_L": 6, "tCCD_L": 6, "tWR": 16, "tRTP": 8, "tWTR_L": 8},
     ("DDR4-2400", 1200): {"tRAS": 39, "tFAW": 26, "tRRD_L": 6, "tCCD_L": 6, "tWR": 18, "tRTP": 9, "tRFC": 420},
@@ -54,6 +56,16 @@ def test_a_machine_takes_what_it_does_not_say_from_its_grade():
         (["dram.mapping=row bank"], "dram.mapping must name each of group, column, bank, row once, not 'row bank'"),
         (["dram.page_policy=ajar"], "unknown dram.page_policy 'ajar'; valid: open, closed"),
         (["dram.burst_length=4"], "dram.burst_length must be 8 or 16, not 4"),
+        (["dram.channels=3"], "dram.channels must be a power of two of at least 1, not 3"),
+        (["dram.channels=16"], "dram.channels must be between 1 and 8, not 16"),
+        (["dram.ranks=8"], "dram.ranks must be between 1 and 4, not 8"),
+        (
+            ["dram.ranks=2", "dram.mapping=group column bank row"],
+            "dram.mapping must name each of rank, group, column, bank, row once, not 'group column bank row'",
+        ),
+        (["dram.tREFI=500"], "dram.tREFI must exceed 514, for each rank tRFC "),
+        (["dram.tRTP=9360"], "dram.tRTP must be below tREFI = 9360, not 9360"),
+        (["dram.command_clocks=3"], "dram.command_clocks must be between 1 and 2, not 3"),
         (["dram.tCCD_L_WR=5"], "dram.tCCD_L_WR must be at least tCCD_L = 6, not 5"),
     ],
 )

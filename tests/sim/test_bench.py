@@ -31,7 +31,7 @@ def test_figures(machine):
         domains = workload["domains"]
         parts = ("", "_mmu", "_l1", "_l1i", "_l2")
         cores = [f"core{index}{part}" for index in (0, 1) for part in parts]
-        assert list(domains) == [*cores, "uncore", "uncore_root", "nic", "nic_link", "dram"]
+        assert list(domains) == [*cores, "uncore", "uncore_root", "nic", "nic_link", "dram0"]
         assert 0 < domains["core0"]["executed"] <= domains["core0"]["cycles"] == workload["core_cycles"]
         assert domains["uncore"]["ns_per_edge"] > 0
 

@@ -92,10 +92,10 @@ def test_the_kernel_reads_less_from_dram():
 
     # Without, software reads each of these lines from DRAM; with, none. (What else misses, code most of all, differs a
     # little: the lines of packets take room in the cache at other times.)
-    for counter in "llc.core_misses", "llc.dram_reads", "dram.reads":
+    for counter in "llc.core_misses", "llc.dram_reads", "dram0.reads":
         assert without[counter] - with_ddio[counter] >= 0.9 * lines, counter
     # Without, each goes to DRAM; with, at most as a victim later.
-    for counter in "llc.dram_writes", "dram.writes":
+    for counter in "llc.dram_writes", "dram0.writes":
         assert without[counter] > with_ddio[counter], counter
 
 

@@ -108,8 +108,8 @@ def test_dram(watch, walk, phase):
         issue, completion = watch.time(0, K.LOAD, line * LINE_BYTES, 8, 200 + phase)
         assert completion == walk.llc_miss(issue, walk.dram(*before)), before
     assert counted["llc.core_misses"] == 3
-    assert [counted[f"dram.row_{n}"] for n in ("misses", "hits", "conflicts")] == [1, 1, 1]
-    commands = watch.bench.log().select("dram.issued")["command"][-6:].tolist()
+    assert [counted[f"dram0.row_{n}"] for n in ("misses", "hits", "conflicts")] == [1, 1, 1]
+    commands = watch.bench.log().select("dram0.issued")["command"][-6:].tolist()
     assert [DramCommand(command).name for command in commands] == ["ACT", "RD", "RD", "PRE", "ACT", "RD"]
 
 

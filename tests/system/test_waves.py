@@ -158,7 +158,7 @@ def test_packet_two_on_its_way(run, waves):
         "nic.interrupt.msix",
         "link.upstream.delivered",
         "llc.device_write",
-        "dram.issued",
+        "dram0.issued",
         "core0.port.issue",
         "core0.port.interrupt",
         "core0.l1.refill",
@@ -192,7 +192,7 @@ def test_what_is_in_the_waves_is_of_use(waves):
     assert max(variable.bitwidth or 0 for variable in names.values()) <= 640
 
 
-PARTS = ("core0", "core1", "llc", "root_complex", "link", "nic", "dram")
+PARTS = ("core0", "core1", "llc", "root_complex", "link", "nic", "dram0")
 
 
 def test_the_file_is_small(waves):

@@ -2,7 +2,7 @@
 
 from amaranth.hdl import Module, Mux, Signal
 
-from hw.pcie.round_robin import round_robin
+from hw.lib.round_robin import round_robin
 
 __all__ = ["steady_choice"]
 

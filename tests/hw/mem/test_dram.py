@@ -1,6 +1,7 @@
 """DRAM controller: contents and order under random traffic, JEDEC's rules, latency to the cycle, bandwidth, refresh."""
 
 import dataclasses
+import functools
 import math
 import random
 from collections import Counter
@@ -27,6 +28,12 @@ WIDE = dataclasses.replace(
 )
 #: A long way there and back, in no whole cycles of 1.25 ns.
 FAR = dataclasses.replace(WIDE, controller_ns=30.5, phy_ns=18.0)
+#: Two ranks that share the buses, with time between them to see.
+RANKS = dataclasses.replace(WIDE, ranks=2, mapping="group column rank bank row", tRTRS=3)
+#: Commands of two clocks, bursts of 8, and what else DDR5 has that DDR4 has not.
+LIKE_DDR5 = dataclasses.replace(
+    WIDE, burst_length=16, tCCD_S=8, tCCD_L=8, tCCD_L_WR=16, command_clocks=2, bus_turn=4, tPPD=2, tRRD_S=8, tRRD_L=8
+)
 #: The least there can be.
 ONE_BANK = dataclasses.replace(TINY, bank_groups=1, banks_per_group=1, queue=2)
 
@@ -122,7 +129,11 @@ class Bench:
         return commands(self.log)
 
 
-@pytest.mark.parametrize("config", [TINY, WIDE, FAR, ONE_BANK], ids=["tiny", "wide", "far", "one bank"])
+@pytest.mark.parametrize(
+    "config",
+    [TINY, WIDE, FAR, ONE_BANK, RANKS, LIKE_DDR5],
+    ids=["tiny", "wide", "far", "one bank", "ranks", "like DDR5"],
+)
 @pytest.mark.parametrize("seed", range(2))
 def test_random_traffic(config, seed):
     """Every read sees the writes to its line accepted before it; every command obeys JEDEC's rules."""
@@ -132,20 +143,37 @@ def test_random_traffic(config, seed):
 CONSTRAINTS = "tRCD tRP tRAS tRFC tFAW tRRD_S tRRD_L tCCD_S tCCD_L tCCD_L_WR tWR tWTR_S tWTR_L tRTP CL CWL".split()
 
 
-@pytest.fixture(scope="module")
-def mixed_commands() -> np.ndarray:
-    bench = Bench(WIDE)
+@functools.cache
+def mixed_commands(config) -> np.ndarray:
+    bench = Bench(config)
     run_random_traffic(bench, 0)
     return bench.commands()
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
-def test_every_constraint_binds(name, mixed_commands):
+#: Names of the rules for what are no timings of JEDEC's.
+RULE = {
+    "CL": "the end of the read's burst",
+    "bus_turn": "the end of the read's burst",
+    "CWL": "tWR",
+    "command_clocks": "the command bus",
+}
+
+
+@pytest.mark.parametrize(
+    "config, name",
+    [
+        *((WIDE, name) for name in (*CONSTRAINTS, "bus_turn")),
+        *((RANKS, name) for name in ("tRTRS", "tRFC", "tFAW", "tRRD_S", "tCCD_S", "tCCD_L", "bus_turn")),
+        *((LIKE_DDR5, name) for name in ("tPPD", "command_clocks", "tCCD_L_WR", "bus_turn")),
+    ],
+)
+def test_every_constraint_binds(config, name):
     """With one parameter of the check longer by a cycle it objects: the controller wastes none, the check sees."""
-    longer = SimpleNamespace(**dataclasses.asdict(WIDE) | {"banks": WIDE.banks, name: getattr(WIDE, name) + 1})
-    found = {violation.rule for violation in violations(longer, mixed_commands)}
-    assert {"CL": "the end of the read's burst", "CWL": "tWR"}.get(name, name) in found
-    if name not in ("tRAS", "tRP", "CWL"):
+    of_geometry = {each: getattr(config, each) for each in ("banks", "channel_banks")}
+    longer = SimpleNamespace(**dataclasses.asdict(config) | of_geometry | {name: getattr(config, name) + 1})
+    found = {violation.rule for violation in violations(longer, mixed_commands(config))}
+    assert RULE.get(name, name) in found
+    if config is WIDE and name not in ("tRAS", "tRP", "CWL"):
         assert len(found) == 1
 
 
@@ -161,6 +189,11 @@ ACT, PRE, RD, WR, REF = DramCommand.ACT, DramCommand.PRE, DramCommand.RD, DramCo
         ([(0, PRE, 2, 0)], "DRAM PRE to bank 2 at cycle 0: it has no open row"),
         ([(0, ACT, 1, 7), (100, REF, 0, 0)], "DRAM REF to bank 0 at cycle 100: bank 1 has an open row"),
         ([(0, REF, 0, 0), (29, ACT, 3, 0)], "DRAM ACT to bank 3 at cycle 29: tRFC, 29 cycles after"),
+        ([(0, ACT, 0, 1), (0, ACT, 1, 1)], "DRAM ACT to bank 1 at cycle 0: (the command bus|tRRD_S), 0 cycles after"),
+        (
+            [(1000, REF, 0, 0), (10001, REF, 0, 0)],
+            "DRAM REF to bank 0 at cycle 10001: rank 0 had no refresh for 9001 cycles, at most 9000 are allowed",
+        ),
         (
             [(0, ACT, 0, 1), (4, RD, 0, 1)],
             "DRAM RD to bank 0 at cycle 4: tRCD, 4 cycles after",
@@ -222,7 +255,7 @@ def run_random_traffic(bench: Bench, seed: int) -> None:
         assert counters["writes"] == accepted[MemoryOp.WRITE]
         seen = Counter(command.name for _, command, *_ in bench.log)
         assert list(counters.values()) == [seen["RD"], seen["WR"], seen["ACT"], seen["PRE"]]
-        assert ctx.get(dut.refreshes.value) == seen["REF"] == bench.now // config.tREFI
+        assert ctx.get(dut.refreshes.value) == seen["REF"] == bench.now // (config.tREFI // config.ranks)
         assert ctx.get(dut.out_of_range.value) == 0
 
     bench.run(testbench)
@@ -490,6 +523,39 @@ def test_refresh_when_idle():
         assert bench.log[1][:2] == (TINY.tREFI + TINY.tRFC, DramCommand.ACT)
 
     bench.run(testbench)
+
+
+def test_ranks_are_refreshed_in_turn():
+    """Each every tREFI, half of it apart; while one is refreshed the other is read, with its row still open."""
+    bench = Bench(RANKS)
+    half, other = RANKS.tREFI // 2, RANKS.banks
+
+    async def testbench(ctx):
+        line = line_of_rank(1, row=3)
+        while bench.now < half - 60:
+            await bench.tick(ctx)
+        await bench.send(ctx, MemoryOp.READ, line)
+        await bench.answer(ctx)
+        while bench.now < half + 1:
+            await bench.tick(ctx)
+        await bench.send(ctx, MemoryOp.READ, line)
+        await bench.answer(ctx)
+        assert bench.now < half + RANKS.tRFC
+        assert [(command, bank) for _, command, bank, _ in bench.log] == [
+            (ACT, other), (RD, other), (REF, 0), (RD, other),
+        ]  # fmt: skip
+        while bench.now < 4 * half + 40:
+            await bench.tick(ctx)
+        refreshes = [(now, bank) for now, command, bank, _ in bench.log if command == REF]
+        assert [bank for _, bank in refreshes] == [0, other, 0, other]
+        assert [now // half for now, _ in refreshes] == [1, 2, 3, 4]
+
+    bench.run(testbench)
+
+
+def line_of_rank(rank: int, *, row: int) -> int:
+    """A line of group 0, bank 0, column 0 of ``RANKS``."""
+    return ((row * RANKS.banks_per_group) * RANKS.ranks + rank) * RANKS.lines_per_row * RANKS.bank_groups
 
 
 def test_out_of_range_is_counted():
