@@ -6,6 +6,7 @@ each of them.
 """
 
 import random
+import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -502,6 +503,11 @@ def named(fault: Fault) -> str:
 
 #: FENCE_IGNORES_STORES is test_litmus's.
 FAULTS = sorted(set(Fault) - AROUND - ONLY_SLOW - {Fault.FENCE_IGNORES_STORES})
+
+
+def test_the_table_of_transitions_names_every_fault():
+    page = (HERE.parents[1] / "docs" / "coherence.md").read_text()
+    assert set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", page)) == {fault.name for fault in Fault}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=named)
