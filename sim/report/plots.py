@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sim.observe.stages import Stage
+from sim.report.occupancy import draw_occupancy
 from sim.report.study import DDIO, QUIET_SHARE, SHARES, Study
 from sim.result import PERCENTILES
 from sim.wire.frames import WIRE_OVERHEAD_BYTES
@@ -156,6 +157,15 @@ def ddio(study: Study) -> str:
     return drawn[0]
 
 
+def occupancy(study: Study) -> str:
+    """Who holds the last level over time."""
+    way, result = next((way, result) for way, result in study.ddio["on"].items() if "samples" in result)
+    with _axes() as (axes, drawn):
+        draw_occupancy(axes, result["samples"])
+        axes.set_title(way, fontsize=10)
+    return drawn[0]
+
+
 def budget(study: Study) -> str:
     """Nanoseconds that a packet takes on its core, against what the wire leaves for one and a DRAM access."""
     results = _burst(study)
@@ -202,6 +212,12 @@ PLOTS: Sequence[tuple[str, str, Callable[[Study], str]]] = (
         "1024-byte frames. With DDIO the card writes into the last-level cache, without it into DRAM. Behind each bar: "
         "core cycles, and DRAM accesses, for each packet.",
         ddio,
+    ),
+    (
+        "Who holds the last level",
+        "What of the last-level cache the card and the cores have allocated over time, in the run of one way with DDIO "
+        "on; the broken line counts what the card wrote and nobody had read when it was evicted.",
+        occupancy,
     ),
     (
         "The budget of a packet",

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from sim.bench.memory import dram_latency_ns
 from sim.compare import Comparison, run_all
-from sim.experiment import Experiment
+from sim.experiment import LEAST_SAMPLE_NS, Experiment
 from sim.report.published import Beside, measure
+from sim.wire.frames import WIRE_OVERHEAD_BYTES
 from sim.wire.traffic import Traffic
 
 __all__ = ["Study", "study"]
@@ -29,6 +30,8 @@ DDIO = ("on", "off")
 PUBLISHED_MACHINE = "xdp-paper"
 #: Frames with DDIO on and off: large, so that there is payload to touch.
 DDIO_SIZE, DDIO_COUNT, DDIO_SHARE = 1024, 300, 0.1
+#: Readings of the last level's occupancy while those frames arrive.
+READINGS = 100
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Study:
     Attributes:
         comparison: by traffic, then by way.
         sweep: by way, in order of the offered load.
-        ddio: by "on" and "off", then by way.
+        ddio: by "on" and "off", then by way; the first way with DDIO on has ``samples``.
     """
 
     comparison: Mapping[str, Mapping[str, Result]]
@@ -69,12 +72,20 @@ def study(
             traffics={name: _traffic(comparison, DDIO_SHARE, DDIO_SIZE, DDIO_COUNT)},
         )
         runs += [other.experiment(way, name) for way in ways]
+        if ddio == "on":
+            runs[-len(ways)] = dataclasses.replace(runs[-len(ways)], sample_ns=_period_ns(comparison))
     results = iter(run_all(runs, console, "runs for the report"))
     sweep = {str(way): [next(results) for _ in SHARES] for way in ways}
     access_ns = dram_latency_ns(machine)
     by_ddio = {ddio: {str(way): next(results) for way in ways} for ddio in DDIO}
     published = measure(PUBLISHED_MACHINE, comparison.out / "published", console)
     return Study(compared, sweep, by_ddio, access_ns, published)
+
+
+def _period_ns(comparison: Comparison) -> float:
+    """Time between readings of the occupancy."""
+    frame_ns = (DDIO_SIZE + WIRE_OVERHEAD_BYTES) * 8 / (comparison.machine.nic.line_gbps * DDIO_SHARE)
+    return max(LEAST_SAMPLE_NS, frame_ns * DDIO_COUNT / READINGS)
 
 
 def _traffic(comparison: Comparison, share: float, size: int, count: int) -> Traffic:

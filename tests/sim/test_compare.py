@@ -16,6 +16,7 @@ from sim.compare import Comparison, Way, by_path, compare, parse_ways
 from sim.observe.stages import Stage, stage_of
 from sim.report.comparison import print_comparison, rows
 from sim.report.page import write_report
+from sim.report.plots import PLOTS
 from sim.report.published import Beside, figures
 from sim.report.study import SHARES, Study
 from sim.result import SCHEMA
@@ -139,12 +140,15 @@ class _References(html.parser.HTMLParser):
                 self.found.append((tag, name, value))
 
 
-def test_the_report_stands_alone(results, tmp_path):
+def test_the_report_stands_alone(comparison, results, tmp_path):
     burst = results["burst"]
+    way, *_ = comparison.ways
+    sampled = dataclasses.replace(comparison.experiment(way, "burst"), sample_ns=1000.0, out=tmp_path / "run").run()
+    assert sampled["log_sha256"] == burst[str(way)]["log_sha256"]
     study = Study(
         comparison=results,
         sweep={way: [result] * len(SHARES) for way, result in burst.items()},
-        ddio={"on": burst, "off": burst},
+        ddio={"on": {**burst, str(way): sampled}, "off": burst},
         dram_access_ns=70.0,
         published=[Beside(figures()[0], 50.0)],
     )
@@ -156,7 +160,11 @@ def test_the_report_stands_alone(results, tmp_path):
     # SVG refers to its own parts and names its schemas; nothing is fetched.
     assert [r for r in references.found if not (r[2] or "").startswith("#")] == []
     assert not re.search(r"url\((?!#|&quot;#)", page)
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == len(PLOTS) == 6
+    occupancy = page[page.index("Who holds the last level") :]
+    occupancy = occupancy[: occupancy.index("</figure>")]
+    for label in (str(way), "devices", "cores of class of service 0", "KiB of the last level"):
+        assert label in occupancy
     for told in (figures()[0].what, "43.5 Mpps", "50 Mpps", "+15 %", "predicted", figures()[0].source):
         assert told in page
     for way in burst:

@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from types import SimpleNamespace
 
 import pytest
-from amaranth.hdl import Cat, Module, Shape, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value
 from amaranth.lib.data import Layout
 from amaranth.sim import Simulator
 
@@ -565,25 +565,39 @@ def test_planted_bugs_are_caught(method, bug, mode):
         bench.run(20_000)
 
 
-def test_inclusive_means_that_cores_hold_nothing_the_cache_has_not():
-    """A way is needed of a line that a core has written: the core loses it, DRAM gets what the core wrote."""
+def inclusive_bench():
+    """A way is needed of a line that a core has written."""
     bench = Bench("llc.size_kib=16", "llc.ways=4", "llc.ddio_ways=4", INCLUSIVE)
     line, sets = 5, bench.config.llc.sets
     writes = [
         {"op": MemoryOp.WRITE, "line": line + sets * n, "mask": FULL, "data": n, "packet": 1} for n in range(1, 5)
     ]
-    dram = Dram(bench)
-    cache = Cache(bench, 0, lambda r: line, 1, stores=1, releases=0)
-    bench.caches = [cache]
-    bench.others = [Device(bench, None, 0, script=[None] * 100 + writes), dram]
+    bench.caches = [Cache(bench, 0, lambda r: line, 1, stores=1, releases=0)]
+    bench.others = [Device(bench, None, 0, script=[None] * 100 + writes), Dram(bench)]
+    return bench
+
+
+def is_inclusive(bench):
+    """The core loses it, DRAM gets what the core wrote."""
     bench.run(1000)
-    assert cache.held == {}
-    assert dram.memory == {line: bench.shadow.read(line)}
+    assert bench.caches[0].held == {}
+    assert bench.others[1].memory == {5: bench.shadow.read(5)}
     assert (bench.counter("back_invalidations"), bench.counter("evict_dirty")) == (1, 1)
 
 
-def test_lines_are_allocated_in_the_ways_of_their_class_and_found_in_all():
-    """Core 0 may use ways 0 and 1, core 1 ways 2 and 3: one fills its ways, the other hits there."""
+def test_inclusive_means_that_cores_hold_nothing_the_cache_has_not():
+    is_inclusive(inclusive_bench())
+
+
+def test_an_inclusive_cache_that_calls_nothing_back_is_found():
+    bench = inclusive_bench()
+    bench.dut.decide._displaces_held = lambda: Const(0)
+    with pytest.raises(AssertionError, match=r"{5: \[True"):
+        is_inclusive(bench)
+
+
+def masked_bench():
+    """Core 0 may use ways 0 and 1, core 1 ways 2 and 3: one fills its ways, the other asks for a line of those."""
     bench = Bench(
         "llc.size_kib=16", "llc.ways=4", "llc.ddio_ways=1", "llc.class_masks=[3, 12]", "llc.core_classes=[0, 1]"
     )
@@ -595,10 +609,15 @@ def test_lines_are_allocated_in_the_ways_of_their_class_and_found_in_all():
     second = Cache(bench, 1, lambda r: lines[-1], 0, stores=0, releases=0)
     bench.caches = [first, second]
     bench.others = [Dram(bench)]
+    return bench
+
+
+def keeps_to_its_ways(bench):
+    """Lines are allocated in the ways of their class and found in all."""
 
     async def later(ctx):
         await ctx.tick("uncore").repeat(500)
-        second.left = 1
+        bench.caches[1].left = 1
 
     bench.run(2000, later)
     ways = [bench.final_lists["occupancy_core"][way] for way in range(4)]
@@ -606,6 +625,23 @@ def test_lines_are_allocated_in_the_ways_of_their_class_and_found_in_all():
     assert bench.counter("core_misses") == 6 and bench.counter("core_hits") == 1
     assert bench.final_lists["occupancy_class"][:2] == [2, 0]
     assert bench.counter("evict_by_core") == 4
+
+
+def test_lines_are_allocated_in_the_ways_of_their_class_and_found_in_all():
+    keeps_to_its_ways(masked_bench())
+
+
+def test_a_cache_that_ignores_its_masks_is_found():
+    bench = masked_bench()
+    original = bench.dut._pass
+
+    def any_way(m):
+        original(m)
+        m.d.comb += bench.dut.tags.candidates.eq(~0)
+
+    bench.dut._pass = any_way
+    with pytest.raises(AssertionError, match=r"\[1, 1, 0, 0\]"):
+        keeps_to_its_ways(bench)
 
 
 class Reader(Cache):
@@ -728,7 +764,26 @@ def test_device_read_of_a_dirty_line_that_the_cache_has_evicted():
     assert bench.counter("probes_sent") == 1
 
 
+def forget_draining(dut, original):
+    """Transactions go on while their victims' data still wait in the spare buffer."""
+
+    def update_slots(m):
+        original(m)
+        m.d.uncore += dut._draining.eq(0)
+
+    return update_slots
+
+
+def test_a_spare_buffer_used_too_early_is_found():
+    with pytest.raises(AssertionError):
+        two_victims_of_one_acquire(forget_draining)
+
+
 def test_two_victims_of_one_acquire_while_dram_is_stalled():
+    two_victims_of_one_acquire()
+
+
+def two_victims_of_one_acquire(plant=None):
     """The back-invalidated line and the cache's victim pass one after the other through the same spare buffer."""
     bench = Bench(
         "llc.size_kib=1", "llc.ways=4", "llc.ddio_ways=4", "llc.snoop_filter_lines=4", "llc.snoop_filter_ways=2"
@@ -740,6 +795,8 @@ def test_two_victims_of_one_acquire_while_dram_is_stalled():
     cache.use = lambda line, store: (Cache.use(cache, line, store), stores.popleft())
     device, dram = Device(bench, None, 0, script=[None] * 100 + writes), Dram(bench)
     bench.caches, bench.others = [cache], [device, dram]
+    if plant is not None:
+        bench.dut._update_slots = plant(bench.dut, bench.dut._update_slots)
 
     async def scenario(ctx):
         await ctx.tick("uncore").repeat(200)
