@@ -114,7 +114,7 @@ class CoreHost(wiring.Signature):
     * ``completion_valid``: the operation in ``completion`` completed;
     * ``interrupt_taken``: an interrupt was taken; no operation is accepted at this edge;
     * ``fault``: operation ``fault_id``, not issued yet unless it is a LOAD that waited for another, addresses a page
-      that is not present; the core stays there.
+      that is not present or, with ``fault_outside``, a physical address where there is no memory; the core stays there.
     """
 
     def __init__(self):
@@ -132,6 +132,7 @@ class CoreHost(wiring.Signature):
                 "interrupt": In(InterruptTaken),
                 "fault": In(1),
                 "fault_id": In(OP_ID_WIDTH),
+                "fault_outside": In(1),
             }
         )
 

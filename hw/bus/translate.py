@@ -20,7 +20,7 @@ class TranslatePort(wiring.Signature):
 
     While ``valid``, ``hit`` tells in the same cycle whether ``page`` is in a first-level TLB, and ``frame`` where it
     lies; if not, the unit looks further and the requester keeps asking. It may give up at any edge. ``fault``: the
-    page is not present; for as long as it is asked for.
+    page is not present, or with ``outside`` there is no memory where it lies; for as long as it is asked for.
 
     ``set_root`` makes ``root`` the physical address of the top page table (0: no translation, frame = page) and
     forgets everything; ``forget`` forgets ``page``. Neither together with ``valid``; both are done at that edge.
@@ -34,6 +34,7 @@ class TranslatePort(wiring.Signature):
                 "hit": In(1),
                 "frame": In(FRAME_WIDTH),
                 "fault": In(1),
+                "outside": In(1),
                 "set_root": Out(1),
                 "root": Out(PHYSICAL_ADDRESS_WIDTH),
                 "forget": Out(1),

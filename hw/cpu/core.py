@@ -57,7 +57,7 @@ class Core(wiring.Component):
         self.port = CorePort(config, index, domain)
         self.interrupts = InterruptController(domain)
         self.timer = DeadlineTimer(domain)
-        self.mmu = Mmu(config.tlb, mmu)
+        self.mmu = Mmu(config.tlb, mmu, config.dram.size_mib << 8)
         self.loads = LoadArbiter(l1)
         self.l1 = L1Cache(config.l1, config.core, l1)
         self.l1i = L1ICache(config.l1i, l1i)

@@ -156,7 +156,8 @@ class CorePort(wiring.Component):
         self.issue = Probe(domain, "an operation issued", kind=OperationKind, id=OP_ID_WIDTH)
         self.completion = Probe(domain, "an operation completed", id=OP_ID_WIDTH)
         self.interrupt = Probe(domain, "an interrupt was taken", vector=8, remaining=32)
-        self.fault = Probe(domain, "a page is not present", id=OP_ID_WIDTH)
+        self.fault = Probe(domain, "a page is not present, or is where no memory is", id=OP_ID_WIDTH, outside=1)
+        self.outside = Counter(domain, "operations refused because there is no memory at their address")
         self.stall = Probe(domain, "issue begins to wait for room, or no longer does", cause=Stall)
         self.mmio_request = Probe(domain, "an access to a device was sent", write=1, address=40, data=64)
         self.mmio_response = Probe(domain, "a read of a device was answered", data=64)
@@ -349,11 +350,12 @@ class CorePort(wiring.Component):
             ]
         m.d.comb += self._retranslates.eq(port.set_root | port.forget)
 
-        # A page that is not present
+        # A page that is not present, or lies outside memory
         faulting = loads.ask | (self._ask & ~self._is(OperationKind.PREFETCH))
         m.d.comb += [
             self.host.fault.eq(port.fault & faulting & ~self._faulted),
             self.host.fault_id.eq(Mux(loads.ask, loads.id, operation.id)),
+            self.host.fault_outside.eq(port.outside),
         ]
         with m.If(self.host.fault):
             m.d[self.domain] += self._faulted.eq(1)
@@ -630,7 +632,8 @@ class CorePort(wiring.Component):
         self.issue.emit(m, self._issuing, kind=operation.kind, id=operation.id)
         self.completion.emit(m, host.completion_valid, id=host.completion.id)
         self.interrupt.emit(m, self._taking, vector=self.interrupt_vector, remaining=host.interrupt.remaining)
-        self.fault.emit(m, host.fault, id=host.fault_id)
+        self.fault.emit(m, host.fault, id=host.fault_id, outside=host.fault_outside)
+        self.outside.increment(m, host.fault & host.fault_outside)
         self.mmio_request.emit(
             m, sent, write=request.payload.write, address=request.payload.address, data=request.payload.data
         )

@@ -293,6 +293,7 @@ def _ports_header(manifest: Manifest, direct: bool, seen: list[str]) -> str:
         ("bool visible(unsigned i) const", "visible"),
         ("bool fault(unsigned i) const", "fault"),
         ("uint8_t fault_id(unsigned i) const", "fault_id"),
+        ("bool fault_outside(unsigned i) const", "fault_outside"),
         ("bool completion_valid(unsigned i) const", "completion_valid"),
         ("bool interrupt_taken(unsigned i) const", "interrupt_taken"),
         ("uint64_t interrupt(unsigned i) const", "interrupt"),

@@ -44,6 +44,7 @@ HOST_OUTPUTS = (
     "interrupt",
     "fault",
     "fault_id",
+    "fault_outside",
 )
 
 #: Probes per ``probes_<domain>_<k>`` port: what fits the simulator's widest plain integer.

@@ -57,7 +57,7 @@ class CoherenceError(EngineError):
 
 
 class PageFaultError(EngineError):
-    """An operation addresses a page that is not present."""
+    """An operation addresses a page that is not present, or a physical address at which there is no memory."""
 
 
 class Jump(enum.IntEnum):

@@ -668,7 +668,8 @@ class LoopEngine:
         if peek(f"{core.port}_fault"):
             flight = core.flight[peek(f"{core.port}_fault_id")]
             assert flight is not None, "the machine faults on what it was not given"
-            raise PageFaultError(f"{_told(index, flight, at)}: page not present")
+            why = "no memory there" if peek(f"{core.port}_fault_outside") else "page not present"
+            raise PageFaultError(f"{_told(index, flight, at)}: {why}")
         interrupted = bool(peek(f"{core.port}_interrupt_taken"))
         if interrupted:
             self._interrupt(index, core)

@@ -1041,7 +1041,8 @@ private:
         if (!port) return;
         if (model_.completion_valid(i)) completion(core, i, at);
         if (model_.fault(i))
-            raise(page_fault_error_, describe(core.flight[model_.fault_id(i)], i, at) + ": page not present");
+            raise(page_fault_error_, describe(core.flight[model_.fault_id(i)], i, at) +
+                                         (model_.fault_outside(i) ? ": no memory there" : ": page not present"));
         const bool interrupted = model_.interrupt_taken(i);
         if (interrupted && !replaying_) interrupt(core, i);
         hand_over(core, i, at, interrupted);

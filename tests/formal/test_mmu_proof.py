@@ -14,7 +14,7 @@ DOMAIN = "core0"
 
 def test_quiet():
     """Covered: a walk waits for its load."""
-    dut = Mmu(SMALL, DOMAIN)
+    dut = Mmu(SMALL, DOMAIN, 1 << 20)
     prove_quiet(
         dut,
         domain=DOMAIN,

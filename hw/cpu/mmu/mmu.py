@@ -3,6 +3,7 @@
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
 
 from hw.bus.l1 import L1Load, L1LoadDone
 from hw.bus.translate import FRAME_WIDTH, PAGE_WIDTH, TranslatePort
@@ -67,6 +68,7 @@ class Mmu(wiring.Component):
     Arguments:
         tlb: sizes and latency, in cycles of the core.
         domain: clock domain of the core.
+        memory_frames: 4 KiB frames of memory, a power of two; those beyond are outside.
 
     Attributes:
         walked: probe.
@@ -74,7 +76,7 @@ class Mmu(wiring.Component):
         answer_timer: when the second level answers.
     """
 
-    def __init__(self, tlb: TlbConfig, domain: str):
+    def __init__(self, tlb: TlbConfig, domain: str, memory_frames: int = 1 << FRAME_WIDTH):
         if tlb.l2_latency < 4:
             raise ValueError(
                 f"looking up the second level takes at least 4 cycles, not tlb.l2_latency = {tlb.l2_latency}"
@@ -115,7 +117,8 @@ class Mmu(wiring.Component):
         self.l2_1g = Table(sets=1, ways=tlb.l2_1g, **widths(PageSize.GIB_1), domain=domain)
         self.page_tables = structures(tlb.walk_cache, PageSize.MIB_2)
         self.directories = structures(DIRECTORY_CACHE, PageSize.GIB_1)
-        self.walker = Walker(domain)
+        self.walker = Walker(domain, memory_frames)
+        self._memory_width = exact_log2(memory_frames)
 
         self.walked = Probe(domain, "a page walk ended", page=PAGE_WIDTH, size=PageSize, loads=3, fault=1)
         self.l1_misses = Counter(domain, "pages looked for beyond the first-level TLBs")
@@ -127,6 +130,7 @@ class Mmu(wiring.Component):
         self._look = Signal(name="look")
         self._missed = Signal(name="missed")
         self._abort = Signal(name="abort")
+        self._outside = Signal(name="outside")  # with State.FAULT: why
         self._state = Signal(_State, name="state")
         # The page that missed, or is to be forgotten; whether the second level has it as a small one; where a walk
         # found it
@@ -181,10 +185,16 @@ class Mmu(wiring.Component):
                     m.d.comb += [port.hit.eq(1), port.frame.eq(frame_of(tlb.value, port.page, size))]
             m.d.comb += [
                 port.fault.eq((self._state == _State.FAULT) & (port.page == self._page)),
+                port.outside.eq(self._outside),
                 self._missed.eq(~port.hit & ~port.fault),
             ]
         with m.Elif(port.valid):
-            m.d.comb += [port.hit.eq(1), port.frame.eq(port.page)]
+            m.d.comb += [
+                port.outside.eq(port.page[self._memory_width :].any()),
+                port.fault.eq(port.outside),
+                port.hit.eq(~port.outside),
+                port.frame.eq(port.page),
+            ]
 
     def _keys(self, m: Module) -> None:
         """What is asked of, and written to, the tables behind the first level."""
@@ -268,6 +278,10 @@ class Mmu(wiring.Component):
                     walker.table.eq(directories.value),
                 ]
             self._go(m, _State.WALK)
+            with m.If(~(page_tables.hit | directories.hit) & self._root[self._memory_width :].any()):
+                m.d.comb += walker.start.eq(0)
+                m.d[self.domain] += self._outside.eq(1)
+                self._go(m, _State.FAULT)
 
     def _walk(self, m: Module) -> None:
         """The walk's end fills the first level and, one cycle later, the second."""
@@ -277,7 +291,7 @@ class Mmu(wiring.Component):
             self._begin_walk(m)
         with m.Case(_State.WALK):
             with m.If(walker.done):
-                sync += self._frame.eq(walker.frame)
+                sync += [self._frame.eq(walker.frame), self._outside.eq(walker.outside)]
                 with m.If(walker.fault):
                     self._go(m, _State.FAULT)
                 with m.Else():

@@ -1,6 +1,6 @@
 """The page walker: one walk at a time, one load per table."""
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -29,6 +29,7 @@ class Walker(wiring.Component):
         drop: forget the walk. It stays ``busy`` until the load in flight has been answered, and is never ``done``.
         busy: a load is offered or in flight.
         table_found: at this edge, the entry for ``page`` says that the table of ``found_level`` lies at ``frame``.
+        outside: with ``fault``: a table or the page lies where there is no memory, else an entry is not present.
         done: at this edge, the walk has ended: ``fault``, or a page of ``size`` at ``frame`` (its address bits 39:12,
             the lowest of which mean nothing for a large page), after ``loads`` loads.
         load: to the L1 data cache.
@@ -39,8 +40,9 @@ class Walker(wiring.Component):
         loads_made: counter.
     """
 
-    def __init__(self, domain: str):
+    def __init__(self, domain: str, memory_frames: int = 1 << FRAME_WIDTH):
         self.domain = domain
+        self._memory_width = exact_log2(memory_frames)
         super().__init__(
             {
                 "start": In(1),
@@ -53,6 +55,7 @@ class Walker(wiring.Component):
                 "found_level": Out(range(LEVELS)),
                 "done": Out(1),
                 "fault": Out(1),
+                "outside": Out(1),
                 "size": Out(PageSize),
                 "frame": Out(FRAME_WIDTH),
                 "loads": Out(range(LEVELS + 1)),
@@ -100,6 +103,7 @@ class Walker(wiring.Component):
         with m.If(answered):
             entry = data.View(PageTableEntry, self.answer.data[: PageTableEntry.size])
             maps_page = Signal()
+            within = Signal(PageSize.GIB_1.value * LEVEL_BITS)  # number of the small page in a large one
             m.d.comb += [
                 maps_page.eq((self._level == 0) | (entry.page_size & (self._level <= PageSize.GIB_1))),
                 self.size.eq(self._level),
@@ -107,12 +111,16 @@ class Walker(wiring.Component):
                 self.loads.eq(self._loads),
                 self.found_level.eq(self._level - 1),
             ]
+            with m.Switch(self._level):
+                for size in (PageSize.MIB_2, PageSize.GIB_1):
+                    with m.Case(size):
+                        m.d.comb += within.eq(Mux(maps_page, self._page[: size.value * LEVEL_BITS], 0))
+            m.d.comb += [
+                self.outside.eq(entry.present & (entry.frame | within)[self._memory_width :].any()),
+                self.fault.eq(~entry.present | self.outside),
+            ]
             with m.If(~self._dropped & ~self.drop):
-                m.d.comb += [
-                    self.done.eq(maps_page | ~entry.present),
-                    self.fault.eq(~entry.present),
-                    self.table_found.eq(~maps_page & entry.present),
-                ]
+                m.d.comb += [self.done.eq(maps_page | self.fault), self.table_found.eq(~maps_page & ~self.fault)]
             sync += [
                 self._in_flight.eq(0),
                 self._offered.eq(self.table_found),
