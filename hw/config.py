@@ -537,6 +537,7 @@ class NicConfig:
     read_tags: int  #: DMA reads in flight
     payload_reads: int  #: reads of payload to be sent that are in flight or wait for their turn
     msix_vectors: int
+    dca_gates: bool  #: extension: the root complex lets into the cache only what DCA_RXCTRL and DCA_TXCTRL enable
 
     def __post_init__(self):
         _between("nic.line_gbps", self.line_gbps, 0.01, 400)

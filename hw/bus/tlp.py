@@ -32,7 +32,9 @@ class TlpHeader(data.Struct):
     status: TlpStatus  #: COMPLETION
     address: PHYSICAL_ADDRESS_WIDTH  #: byte address of the first byte (of the request, in a COMPLETION: of this part)
     length: 13  #: bytes asked for or carried; counted on the link in whole 32-bit words
-    tag: 8  #: MEMORY_READ and its COMPLETION: the request it belongs to
+    #: MEMORY_READ and its COMPLETION: the request it belongs to. MEMORY_WRITE: bit 0 asks to put the data into a cache
+    #: (the card's DCA hint), which counts with ``nic.dca_gates`` only.
+    tag: 8
     remaining: 13  #: COMPLETION: bytes of the request still to come, this packet included
     packet: PACKET_WIDTH  #: for observers
 

@@ -80,6 +80,9 @@ class Nic(wiring.Component):
     card sends leaves in the order in which the arbiter took it, so a packet's payload goes before its
     descriptor and the descriptor before its interrupt, and a register read's answer after all of what was
     sent before. At most ``nic.read_tags`` reads are in flight.
+
+    With ``nic.dca_gates``, an extension, writes are marked for the cache as DCA_RXCTRL, DCA_TXCTRL and DCA_CTRL say, at
+    the beginning of each buffer and of each write-back; else none is marked and the mark means nothing.
     """
 
     wire: In(WireStream)
@@ -97,6 +100,7 @@ class Nic(wiring.Component):
         self.tx = Transmit(config)
         self.tx_mac = MacTransmit(config)
         self.queues = config.nic.queues
+        self.dca_gates = config.nic.dca_gates
         self.interrupt = Interrupts(config, self.queues)
         self.registers = RegisterFile(self.queues, config.nic.msix_vectors)
         self.control = ResetControl()
@@ -266,6 +270,14 @@ class Nic(wiring.Component):
                     getattr(file, f"{control_name}{index}").eq(queue.control),
                 ]
             m.d.comb += rx.srrctl[index].eq(getattr(file, f"SRRCTL{index}"))
+            if self.dca_gates:
+                enabled = ~file.DCA_CTRL.DCA_DIS
+                receive, transmit = getattr(file, f"DCA_RXCTRL{index}"), getattr(file, f"DCA_TXCTRL{index}")
+                m.d.comb += [
+                    rx.inject[index].eq(enabled & receive.DESC_DCA_EN),
+                    rx.inject_payload[index].eq(enabled & receive.DATA_DCA_EN),
+                    tx.inject[index].eq(enabled & transmit.DESC_DCA_EN),
+                ]
             for block, names in ((rx, ("qprc", "qbrc_l", "qbrc_h", "qprdc")), (tx, ("qptc", "qbtc_l", "qbtc_h"))):
                 m.d.comb += [getattr(file, f"{n.upper()}{index}").eq(getattr(block, n)[index]) for n in names]
 

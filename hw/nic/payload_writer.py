@@ -19,6 +19,7 @@ class Segment(data.Struct):
     address: PHYSICAL_ADDRESS_WIDTH  #: of the buffer, any byte
     length: 16  #: bytes, at least 1
     packet: PACKET_WIDTH
+    inject: 1  #: marked to be put into the cache
 
 
 class PayloadWriter(wiring.Component):
@@ -135,6 +136,7 @@ class PayloadWriter(wiring.Component):
                     out_header.status.eq(TlpStatus.SUCCESS),
                     out_header.address.eq(current.address),
                     out_header.length.eq(tlp_length),
+                    out_header.tag.eq(current.inject),
                     out_header.packet.eq(current.packet),
                 ]
         self.dma_write.emit(m, begin, packet=current.packet, address=current.address, length=tlp_length)

@@ -46,6 +46,7 @@ class QueueSet(wiring.Component):
                 "completion": In(TlpStream),
                 "reads": Out(TlpStream).array(count + reads),  #: of descriptors, by queue; others
                 "write_backs": Out(TlpStream).array(count),
+                "inject": In(count),  #: a bit per queue: its written-back descriptors are to be put into the cache
                 "master": In(1),
                 "resetting": In(1),
                 "reset": In(1),
@@ -79,6 +80,7 @@ class QueueSet(wiring.Component):
             wiring.connect(m, wiring.flipped(self.reads[index]), queue.read)
             wiring.connect(m, wiring.flipped(self.write_backs[index]), queue.write_back_send)
             m.d.comb += [
+                queue.inject.eq(self.inject[index]),
                 queue.master.eq(self.master),
                 queue.resetting.eq(self.resetting),
                 queue.reset.eq(self.reset),

@@ -473,6 +473,19 @@ class REG:
     RXCTRL = Register(
         (Bank(0x03000),), "8.2.3.8", "receive control", fields=(_flag("RXEN", 0, "receive"),), keeper=Keeper.FILE
     )
+    DCA_RXCTRL = Register(
+        (Bank(0x02200, 16), Bank(0x0140C, 48, 0x40, 16), Bank(0x0D00C, 64, 0x40, 64)),
+        "8.2.3.11",
+        "cache injection of a receive queue: without effect, unless the machine has nic.dca_gates",
+        fields=(
+            _flag("DESC_DCA_EN", 5, "descriptors that are written back"),
+            _flag("HEAD_DCA_EN", 6, "header buffers: there are none without header split"),
+            _flag("DATA_DCA_EN", 7, "packet buffers"),
+            Field("CPUID", 24, 8, doc="whose cache: without effect, there is one last level"),
+        ),
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
     RXPBSIZE = Register(
         (Bank(0x03C00, 8),),
         "8.2.3.8",
@@ -527,6 +540,25 @@ class REG:
         ),
         keeper=Keeper.BLOCK,
         per=Per.QUEUE,
+    )
+    DCA_TXCTRL = Register(
+        (Bank(0x0600C, 128, 0x40),),
+        "8.2.3.11",
+        "cache injection of a transmit queue: without effect, unless the machine has nic.dca_gates",
+        fields=(
+            _flag("DESC_DCA_EN", 5, "descriptors that are written back"),
+            Field("CPUID", 24, 8, doc="whose cache: without effect, there is one last level"),
+        ),
+        keeper=Keeper.FILE,
+        per=Per.QUEUE,
+    )
+    DCA_CTRL = Register(
+        (Bank(0x11074),),
+        "8.2.3.11",
+        "cache injection",
+        fields=(_flag("DCA_DIS", 0, "nothing is marked to be put into a cache"), Field("DCA_MODE", 1, 4)),
+        reset=1 << 0,
+        keeper=Keeper.FILE,
     )
     DMATXCTL = Register(
         (Bank(0x04A80),),

@@ -67,6 +67,7 @@ class RingQueue(wiring.Component):
                 "finished": In(stream.Signature(kind.finished)),
                 "caught_up": In(1),  #: the DMA will finish nothing before something else happens
                 "holding": In(1),  #: the DMA has a descriptor of this queue
+                "inject": In(1),  #: written-back descriptors are marked to be put into the cache
                 "no_buffer": In(1),  #: the size of buffers is set to 0
                 "master": In(1),
                 "resetting": In(1),
@@ -110,6 +111,7 @@ class RingQueue(wiring.Component):
                 m.d.comb += head_written.eq(state == _State.DISABLED)
 
         # The ring
+        m.d.comb += write_back.inject.eq(self.inject)
         for part in (fetch, write_back):
             m.d.comb += [
                 part.ring.base.eq(

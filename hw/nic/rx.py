@@ -36,6 +36,7 @@ class Receive(QueueSet):
             {
                 "packets": In(PacketStream),
                 "srrctl": In(register_layout(REG.SRRCTL)).array(count),
+                "inject_payload": In(count),  #: a bit per queue: its packets are to be put into the cache
                 "qprc": Out(32).array(count),
                 "qbrc_l": Out(32).array(count),
                 "qbrc_h": Out(32).array(count),
@@ -116,6 +117,7 @@ class Receive(QueueSet):
                         dma.descriptor.payload.eq(queue.descriptor.payload),
                         dma.running.eq(queue.running),
                         dma.failed.eq(queue.failed),
+                        dma.inject.eq(self.inject_payload[index]),
                         dma.may_drop.eq(self.srrctl[index].DROP_EN & queue.exhausted),
                         dma.buffer_kib.eq(self.srrctl[index].BSIZEPACKET),
                     ]

@@ -48,6 +48,7 @@ class RxDma(wiring.Component):
     running: In(1)  #: the queue is enabled
     failed: In(1)  #: the queue stopped on an error
     may_drop: In(1)
+    inject: In(1)  #: its buffers are marked to be put into the cache
     master: In(1)  #: new packets may start
     resetting: In(1)
     queue: Out(4)
@@ -170,6 +171,7 @@ class RxDma(wiring.Component):
                 size.eq(Mux(left > limit, limit, left)),
                 segment.address.eq(self.descriptor.payload.address),
                 segment.length.eq(size),
+                segment.inject.eq(self.inject),
                 segment.packet.eq(Mux(starting, self.packets.payload.packet, finished.packet)),
             ]
             m.d.nic += [rest.eq(left - size), finished.length.eq(size), finished.eop.eq(size == left)]

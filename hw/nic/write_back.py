@@ -33,6 +33,7 @@ class WriteBack(wiring.Component):
                 "start_head": In(INDEX_WIDTH),
                 "finished": In(stream.Signature(kind.finished)),
                 "flush": In(1),
+                "inject": In(1),  #: lines sent from now on are marked to be put into the cache
                 "send": Out(TlpStream),
                 "head": Out(INDEX_WIDTH),
                 "done": Out(1),
@@ -57,6 +58,7 @@ class WriteBack(wiring.Component):
         # On its way
         out_valid = Signal()
         out_next = Signal(INDEX_WIDTH)  # head once it has gone
+        out_inject = Signal()
 
         complete = lanes[PER_LINE - 1]
         m.d.comb += [
@@ -80,6 +82,7 @@ class WriteBack(wiring.Component):
                 lanes.eq(0),
                 out_valid.eq(1),
                 out_next.eq(index),
+                out_inject.eq(self.inject),
             ]
 
         beat = self.send.payload
@@ -95,6 +98,7 @@ class WriteBack(wiring.Component):
                 beat.header.kind.eq(TlpType.MEMORY_WRITE),
                 beat.header.address.eq(self.ring.base + (self.head << 4)),
                 beat.header.length.eq(sum(self.sent_lanes) * DESCRIPTOR_BYTES),
+                beat.header.tag.eq(out_inject),
             ]
             if self.kind.traced:
                 m.d.comb += beat.header.packet.eq(self.sent[self.head % PER_LINE].packet)

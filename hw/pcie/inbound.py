@@ -21,7 +21,8 @@ ALL_BYTES = (1 << LINE_BYTES) - 1
 class Inbound(wiring.Component):
     """Decodes received packets, beat by beat and without delay, in domain ``uncore``.
 
-    * MEMORY_WRITE within DRAM: a :class:`DeviceRequest` per beat, with the mask of its bytes.
+    * MEMORY_WRITE within DRAM: a :class:`DeviceRequest` per beat, with the mask of its bytes; with ``nic.dca_gates``
+      around the caches, unless bit 0 of its tag is set.
     * MEMORY_WRITE of one aligned 32-bit word to the interrupt window, for a core that exists: a
       :class:`HostMessage`.
     * Any other MEMORY_WRITE: dropped, counted, reported.
@@ -44,6 +45,7 @@ class Inbound(wiring.Component):
 
     def __init__(self, config: MachineConfig):
         self.cores = config.core.count
+        self.dca_gates = config.nic.dca_gates
         self.dram_end = DRAM_BASE + config.dram.size_mib * 1024 * 1024
         self.dma_write = Probe(
             "uncore", "the last beat of a device write was handed to memory",
@@ -126,6 +128,8 @@ class Inbound(wiring.Component):
             request.data.eq(beat.data),
             request.packet.eq(beat.header.packet),
         ]
+        if self.dca_gates:
+            m.d.comb += request.around.eq(~beat.header.tag[0])
         with m.If(self.write.valid):
             first_lane = Mux(beat.first, beat.header.address % LINE_BYTES, 0)
             lanes_after = Mux(beat.last, -end % LINE_BYTES, 0)

@@ -15,6 +15,7 @@ import pytest
 from hw.bus.core import OperationKind as K
 from hw.bus.tilelink import LINE_BYTES
 from hw.config import MachineConfig
+from hw.nic.registers import REG
 from sim.experiment import Experiment
 from sim.wire.traffic import Traffic
 
@@ -59,6 +60,37 @@ def test_the_first_look_at_a_packet(ddio):
         assert (counted["llc.core_hits"], counted["llc.core_misses"]) == ((1, 0) if ddio else (0, 1))
         assert counted["llc.dram_reads"] == (0 if ddio else 1)
     station.check_received([1, 2, 3])
+
+
+def test_the_cards_registers_gate_ddio_where_the_machine_says_so():
+    """An extension: what DCA_RXCTRL does not enable goes to DRAM, as with DDIO off; on a Xeon all goes to the cache."""
+    station = Station(undisturbed("tiny", "nic.dca_gates=true"))
+    station.driver.start()
+    station.fill_ring()
+    frames, size = 3, 2 * LINE_BYTES
+    control, queue = REG.DCA_CTRL, REG.DCA_RXCTRL
+    descriptors, payload = queue.DESC_DCA_EN.mask, queue.DATA_DCA_EN.mask
+    received = 0
+    for disabled, enabled in (
+        (1, descriptors | payload),
+        (0, 0),
+        (0, descriptors),
+        (0, payload),
+        (0, descriptors | payload),
+        (1, 0),
+    ):
+        station.driver.write(control, control.DCA_DIS.put(disabled))
+        station.driver.write(queue, enabled)
+        assert station.driver.read(queue) == enabled
+        counted = Difference(station.engine)
+        station.work_until(station.send(frames, smallest=size, largest=size) + 4000)
+        received += frames
+        lines = {descriptors: counted["nic.rx.write_back_tlps"], payload: 2 * frames}
+        assert all(lines.values())
+        into_cache = sum(count for kind, count in lines.items() if enabled & kind and not disabled)
+        assert counted["llc.device_write_update"] + counted["llc.device_write_allocate"] == into_cache
+        assert counted["llc.device_write_dram"] == sum(lines.values()) - into_cache
+    station.check_received(list(range(1, received + 1)))
 
 
 FRAMES, SIZE = 60, 300

@@ -14,6 +14,8 @@ def test_offsets_of_the_datasheet():
     assert REG.RAL.offsets(2) == [0xA210, 0x5410] and REG.RAL.offsets(20) == [0xA2A0]
     assert REG.MRQC.offsets() == [0xEC80, 0x5818]
     assert REG.QPRDC.offset(15) == 0x1430 + 15 * 0x40
+    assert [REG.DCA_RXCTRL.offset(queue) for queue in (15, 16, 64)] == [0x223C, 0x140C, 0xD00C]
+    assert REG.DCA_TXCTRL.offset(2) == 0x608C and REG.DCA_CTRL.offset() == 0x11074
     assert msix_entry(3) == 48
 
 

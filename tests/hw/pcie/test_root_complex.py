@@ -277,6 +277,27 @@ def test_write_passes_at_once():
     assert bench.counters["inbound.write_lines"] == 4 and bench.counters["inbound.write_partial_lines"] == 2
 
 
+class Around(Memory):
+    """Remembers which writes go around the caches."""
+
+    def take(self, edge, request):
+        if request.op == MemoryOp.WRITE:
+            self.around.append(request.around)
+        super().take(edge, request)
+
+
+@pytest.mark.parametrize("gates", [False, True])
+def test_writes_that_are_not_marked_go_around_the_caches(gates):
+    """Only where the card's registers gate DDIO, which is an extension."""
+    memory = Around(random.Random(0))
+    memory.around = []
+    bench = Bench(memory, settings=(f"nic.dca_gates={str(gates).lower()}",))
+    for tag in (1, 0, 0xFE, 0xFF):
+        bench.to_host.extend(beats(MWR, 0x1030, 100, bytes(100), tag=tag))
+    bench.run(20)
+    assert memory.around == ([0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0] if gates else [0] * 12)
+
+
 def test_read_latency():
     bench = Bench(Memory(random.Random(0), read_delay=(7, 7)))
     bench.memory.content[:256] = bytes(range(256))
