@@ -1,4 +1,4 @@
-"""DRAM controller: every command and every answer at the cycle an independent model says, with many requests waiting."""
+"""DRAM controller: each command and answer at the cycle an independent model says, with many requests waiting."""
 
 import dataclasses
 import functools
