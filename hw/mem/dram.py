@@ -32,12 +32,14 @@ class DramController(wiring.Component):
 
     1. A refresh that is due goes before everything: all rows of the rank are closed, then REF. The ranks take turns.
     2. RD or WR of the oldest request whose row is open and whose time has come.
-    3. ACT or PRE for the oldest request that needs it; a row is not closed while a request for it waits.
+    3. ACT or PRE for the oldest request that needs it; a row is not closed while a request of the kind now served
+       waits for it.
     4. With ``page_policy = "closed"``, PRE of a bank whose row nobody waits for.
 
     Reads go before writes: only one kind is served at a time, writes when no read can go, or when they fill three
-    quarters of the queue (then until one quarter is left), or when a read waits for a write to its line.
-    A request cannot starve: once :attr:`bypass_limit` younger requests have gone before the oldest, it is served alone.
+    quarters of the queue (then until one quarter is left), or when a read waits for a write to its line (likewise).
+    A request cannot starve: once :attr:`bypass_limit` younger requests have gone before the oldest since it became
+    that, it is served alone. Of several banks that may be closed for 1 or 4 the one with the lowest number is.
 
     Latency of a read that finds the controller idle, in cycles from the edge that accepts the request to the first
     edge at which ``port.response`` can be taken: ``controller + FRONT_END + CL + BURST + phy`` with its row open,

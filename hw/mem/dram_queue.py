@@ -24,8 +24,8 @@ class DramQueue(wiring.Component):
 
     For each request it keeps what the scheduler asks in every cycle, as one vector per question: is it a write,
     is its row open (``hit``), must it wait for an older one (``blocked``). The last keeps two requests to one line
-    in order when at least one of them is a write: of those that wait for a line, the oldest is released when the
-    request before it leaves.
+    in order when at least one of them is a write: when a request leaves, the next of its line is released, and with
+    it all reads of the line before the next write.
 
     A request accepted at one edge is in the vectors after that edge.
 
@@ -146,9 +146,13 @@ class DramQueue(wiring.Component):
             same_line = Cat(entry.place == new.place for entry in entries)
             m.d.comb += new_blocked.eq((same_line & staying & (self.write | new_write.replicate(size))).any())
         with m.If(remove):
-            released = Signal(size)
-            m.d.comb += released.eq(Cat(entry.place == place for entry in entries) & staying)
-            m.d.comb += waiting.eq(self.blocked & ~(released & -released))
+            followers, writes, oldest = Signal(size), Signal(size), Signal(size)
+            m.d.comb += [
+                followers.eq(Cat(entry.place == place for entry in entries) & staying),
+                writes.eq(followers & self.write),
+                oldest.eq(followers & -followers),
+                waiting.eq(self.blocked & ~(oldest | followers & ((writes & -writes) - 1))),
+            ]
 
         # The vectors follow the requests
         served = (self.issue & self.serves) << self.pick

@@ -88,7 +88,7 @@ class DramTiming(wiring.Component):
             its rank.
         open: banks with an open row.
         can_activate, can_precharge, can_read, can_write: banks that may get that command at this edge.
-        can_refresh: ranks whose banks are all closed and have been for tRP.
+        can_refresh: ranks whose banks are all closed and have been for tRP, and whose last refresh is over.
         wanted, wanted_bank: a command (not REF) that the state of its bank admits; ``allowed_at`` is the first edge
             at which it may be issued.
     """
@@ -164,7 +164,8 @@ class DramTiming(wiring.Component):
         of_rank = self.config.banks
         for rank in range(self.config.ranks):
             all_closed = closed[rank * of_rank : (rank + 1) * of_rank].all()
-            m.d.comb += self.can_refresh[rank].eq(all_closed & self._reached(self._command_bus()).all())
+            past = self._reached([self._refreshed_at[rank], *self._command_bus()]).all()
+            m.d.comb += self.can_refresh[rank].eq(all_closed & past)
 
         ready_at = _row(m, self._ready_at, self.wanted_bank)
         recovered_at = _row(m, self._recovered_at, self.wanted_bank)
@@ -276,7 +277,7 @@ class DramTiming(wiring.Component):
         config = self.config
         activate_at, read_at, write_at = (deadlines[rank] for deadlines in self._rank_at.values())
         four_activates_at = self._four_activates_at[rank]
-        turn = max(config.CL + config.BURST + config.bus_turn - config.CWL, config.tCCD_L)
+        turn = config.CL + config.BURST + config.bus_turn - config.CWL
         with m.Switch(self.command):
             with m.Case(DramCommand.ACT):
                 m.d.dram += activate_at.eq(self.now + config.tRRD_S)

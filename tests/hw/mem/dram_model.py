@@ -67,8 +67,8 @@ def minimum_distances(c: DramConfig) -> list[Distance]:
         Distance("tRTP", "RD", "PRE", "bank", c.tRTP),
         Distance("tCCD_S", "RD", "RD", "rank", c.tCCD_S),
         Distance("tCCD_L", "RD", "RD", "group", c.tCCD_L),
-        # The write's preamble (a clock) and a clock to turn the bus lie between the two bursts.
-        Distance("tRTW", "RD", "WR", "rank", read_ends + 2 - c.CWL),
+        # Between the two bursts lie the write's preamble and the bus's turn: two clocks in all, in DDR5 four.
+        Distance("tRTW", "RD", "WR", "rank", read_ends + c.bus_turn - c.CWL),
         Distance("tWR", "WR", "PRE", "bank", write_ends + c.tWR),
         Distance("tWTR_S", "WR", "RD", "rank", write_ends + c.tWTR_S),
         Distance("tWTR_L", "WR", "RD", "group", write_ends + c.tWTR_L),
@@ -76,12 +76,19 @@ def minimum_distances(c: DramConfig) -> list[Distance]:
         Distance("tCCD_L_WR", "WR", "WR", "group", c.tCCD_L_WR),
         Distance("tRFC", "REF", "ACT", "rank", c.tRFC),
         Distance("tRFC", "REF", "REF", "rank", c.tRFC),
+        Distance("tPPD", "PRE", "PRE", "rank", c.tPPD),
+        *(
+            Distance("command", first, second, "rank", c.command_clocks)
+            for first in ("ACT", "RD", "WR")
+            for second in ("ACT", "PRE", "RD", "WR", "REF")
+        ),
     ]
 
 
 def place(c: DramConfig, line: int) -> tuple[int, int]:
     """Bank (group in the low bits) and row of a line: ``dram.mapping`` names the fields, the lowest first."""
     sizes = {"group": c.bank_groups, "column": c.lines_per_row, "bank": c.banks_per_group, "row": c.rows}
+    sizes |= {"channel": 1, "rank": 1}
     at = {}
     for name in c.mapping.split():
         line, at[name] = divmod(line, sizes[name])
@@ -139,8 +146,6 @@ class Policy:
     drain_from: Fraction = Fraction(3, 4)  #: of the queue, that writes fill
     drain_to: Fraction = Fraction(1, 4)
     drains_for_read: bool = True  #: when a read waits for a write to its line
-    #: And also when that write has gone, but not yet the read that was between the two. Not documented.
-    drains_behind_read: bool = False
     bypasses: int = 4  #: per place of the queue: younger requests that go before the oldest
     refresh_first: bool = True  #: False: when nothing else can go
 
@@ -179,7 +184,6 @@ class ControllerModel:
         self.bus = CommandBus(config)
         self.answers: list[Answer] = []
         self._queue: list[_Waiting] = []  # oldest first
-        self._held_back: set[int] = set()  # those that had to wait, until the one before them in their line has gone
         self._draining = False
         self._bypassed = 0
         self._refreshes = 0
@@ -197,10 +201,9 @@ class ControllerModel:
         return self.bus.commands, [answer for answer in self.answers if answer.edge < cycles]
 
     def _enter(self, number: int, request: Request) -> None:
-        new = _Waiting(number, request.write, request.line, request.tag, *place(self.config, request.line))
-        if self._must_wait(new):
-            self._held_back.add(number)
-        self._queue.append(new)
+        self._queue.append(
+            _Waiting(number, request.write, request.line, request.tag, *place(self.config, request.line))
+        )
 
     def _schedule(self, now: int) -> None:
         """At most one command."""
@@ -248,7 +251,6 @@ class ControllerModel:
         return (
             held >= policy.drain_from * size
             or (policy.drains_for_read and any(self._must_wait(read, writes_only=True) for read in reads))
-            or (policy.drains_behind_read and any(read.number in self._held_back for read in reads))
             or (self._draining and held > policy.drain_to * size)
         )
 
@@ -290,6 +292,3 @@ class ControllerModel:
             self.answers.append(Answer(now + c.CL + c.burst_length // 2 + self.phy, request.tag))
         self._bypassed = 0 if request is self._queue[0] else self._bypassed + 1
         self._queue.remove(request)
-        next_in_line = next((other for other in self._queue if other.line == request.line), None)
-        if next_in_line is not None:
-            self._held_back.discard(next_in_line.number)
