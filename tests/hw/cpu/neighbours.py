@@ -203,12 +203,14 @@ class MmuDouble:
     Attributes:
         known: pages that hit at once; None: no translation, every page does.
         absent: pages that are not present.
+        outside: those of them that are where no memory is.
     """
 
     def __init__(self, port, seed: int, walk: tuple[int, int] = (5, 30)):
         self.port, self.seed, self.walk = port, seed, walk
         self.known: set[int] | None = None
         self.absent: set[int] = set()
+        self.outside: set[int] = set()
         self.log: list[tuple] = []
         self._asked: tuple[int, int] | None = None  # page, the edge from which on it is known
 
@@ -224,6 +226,7 @@ class MmuDouble:
         ctx.set(self.port.hit, hit)
         ctx.set(self.port.frame, page & FRAME_MASK if hit else FRAME_MASK & 0xDEADBEEF)
         ctx.set(self.port.fault, fault and self._asked is not None and self._asked[1] <= now)
+        ctx.set(self.port.outside, page in self.outside)
 
     def sample(self, ctx, now: int) -> None:
         """Called at every edge, quiet ones included: the core port is quiet while the MMU works."""

@@ -409,9 +409,13 @@ def test_prefetch_of_a_page_that_is_not_present_is_dropped():
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_page_that_is_not_present_stops_the_core(waits, skip):
-    bench = paging(mmu_walk=(25, 25), skip=skip)
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_page_that_is_not_present_stops_the_core(waits, skip, outside):
+    """Or one that is not memory, which is counted."""
+    bench, counted = paging(mmu_walk=(25, 25), skip=skip), []
+    bench.on_edge = lambda ctx, now, op: counted.append(ctx.get(bench.port.outside.value))
     bench.mmu.absent.add(2)
+    bench.mmu.outside |= {2} if outside else set()
     bench.mmu.known.add(1)
     bench.interrupts[60] = VECTOR
     first = bench.push(Kind.LOAD, address=0x1000, size=8)
@@ -421,6 +425,7 @@ def test_a_page_that_is_not_present_stops_the_core(waits, skip):
     asked = first.completed if waits else 2
     assert bench.host.faults == [(asked + 25, fault.id)]
     assert (fault.issued >= 0) == waits
+    assert counted[-1] == outside
     assert not bench.host.interruptions
     assert first.completed == 1 + HIT
 

@@ -200,8 +200,8 @@ class Model:
 class Bench:
     """An MMU, and an L1 that answers the walker's loads, among answers to others."""
 
-    def __init__(self, tlb=TINY, *, seed=1, random_latency=False):
-        self.dut = Mmu(tlb, "core0")
+    def __init__(self, tlb=TINY, *, seed=1, random_latency=False, memory_frames=1 << 28):
+        self.dut = Mmu(tlb, "core0", memory_frames)
         self.tlb, self.rng, self.random_latency = tlb, random.Random(seed), random_latency
         self.tables = Tables(seed)
         self.cycle = 0
@@ -334,6 +334,62 @@ def test_latencies(size, l2_latency):
         await bench.see(ctx, near, edges=walk(whole), frame=elsewhere)
 
     Bench(dataclasses.replace(TINY, l2_latency=l2_latency, l2=16, l2_ways=4, l2_1g=4)).run(process)
+
+
+FRAMES = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "frames, loads",
+    [
+        ([0x10, 0x11, 0x12, FRAMES - 1], 4),
+        ([0x10, 0x11, 0x12, FRAMES], 4),
+        ([0x10, 0x11, 1 << 27, 0x13], 3),
+        ([0x10, FRAMES | 5, 0x12, 0x13], 2),
+        ([FRAMES + 0x10, 0x11, 0x12, 0x13], 1),
+    ],
+    ids=["the last frame", "page", "page table", "directory", "directory pointers"],
+)
+def test_outside_memory(frames, loads):
+    """A walk ends where an entry leads outside memory, and its page is refused, with the reason."""
+    page = 0x123456789
+
+    async def process(ctx, bench):
+        table, port = ROOT, bench.dut.port
+        for level, frame in zip((3, 2, 1, 0), frames, strict=True):
+            bench.tables.memory[bench.tables.place(table, page, level)] = frame << 12 | 1
+            table = frame
+        await bench.set_root(ctx, ROOT)
+        inside = frames[3] if max(frames) < FRAMES else None
+        assert await bench.ask(ctx, page) == (TINY.l2_latency + loads * (LATENCY + 1), inside)
+        ctx.set(port.valid, 1)
+        for _ in range(3):
+            assert ctx.get(port.outside) == ctx.get(port.fault) == (inside is None)
+            await bench.edge(ctx)
+        assert len(bench.loads) == loads and all(address < FRAMES << 12 for address in bench.loads)
+
+    Bench(memory_frames=FRAMES).run(process)
+
+
+def test_root_outside_memory_and_no_translation():
+    """A root outside memory is not walked; without translation the page itself is looked at."""
+
+    async def process(ctx, bench):
+        port = bench.dut.port
+        await bench.set_root(ctx, FRAMES + 3)
+        _, found = await bench.ask(ctx, 0x1234)
+        ctx.set(port.valid, 1)
+        assert found is None and ctx.get(port.fault & port.outside) and not bench.loads
+        ctx.set(port.valid, 0)
+        await bench.edge(ctx)
+        await bench.set_root(ctx, 0)
+        ctx.set(port.valid, 1)
+        for asked, outside in ((FRAMES - 1, 0), (FRAMES, 1), (FRAMES + 1, 1), (0, 0)):
+            ctx.set(port.page, asked)
+            assert (ctx.get(port.hit), ctx.get(port.fault), ctx.get(port.outside)) == (1 - outside, outside, outside)
+            await bench.edge(ctx)
+
+    Bench(memory_frames=FRAMES).run(process)
 
 
 @pytest.mark.parametrize("level", range(4))
